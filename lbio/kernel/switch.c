@@ -1,0 +1,100 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * The master switch of the asynchronous I/O stack: /sys/kernel/aios.
+ *
+ * A file is served only if the stack is enabled here and the file opted in;
+ * with either missing, not one instruction of the stack runs.
+ */
+
+#include <linux/aios.h>
+#include <linux/debugfs.h>
+#include <linux/init.h>
+#include <linux/kobject.h>
+#include <linux/kstrtox.h>
+#include <linux/sysfs.h>
+#include <linux/time64.h>
+
+#include "internal.h"
+
+DEFINE_STATIC_KEY_FALSE(aios_enabled_key);
+
+static ssize_t enabled_show(struct kobject *kobj, struct kobj_attribute *attr,
+			    char *buf)
+{
+	return sysfs_emit(buf, "%d\n", static_key_enabled(&aios_enabled_key));
+}
+
+static ssize_t enabled_store(struct kobject *kobj, struct kobj_attribute *attr,
+			     const char *buf, size_t count)
+{
+	bool on;
+	int error;
+
+	error = kstrtobool(buf, &on);
+	if (error)
+		return error;
+
+	/* Readers under way finish as they began: each takes one decision. */
+	if (on)
+		static_branch_enable(&aios_enabled_key);
+	else
+		static_branch_disable(&aios_enabled_key);
+	return count;
+}
+
+static struct kobj_attribute enabled_attr = __ATTR_RW(enabled);
+
+static ssize_t poll_max_ns_show(struct kobject *kobj,
+				struct kobj_attribute *attr, char *buf)
+{
+	return sysfs_emit(buf, "%lu\n", READ_ONCE(aios_poll_max_ns));
+}
+
+static ssize_t poll_max_ns_store(struct kobject *kobj,
+				 struct kobj_attribute *attr, const char *buf,
+				 size_t count)
+{
+	unsigned long max_ns;
+	int error;
+
+	error = kstrtoul(buf, 0, &max_ns);
+	if (error)
+		return error;
+	if (max_ns > NSEC_PER_SEC)
+		return -EINVAL;
+
+	WRITE_ONCE(aios_poll_max_ns, max_ns);
+	return count;
+}
+
+static struct kobj_attribute poll_max_ns_attr = __ATTR_RW(poll_max_ns);
+
+static struct attribute *aios_attrs[] = {
+	&enabled_attr.attr,
+	&poll_max_ns_attr.attr,
+	NULL,
+};
+
+static const struct attribute_group aios_group = {
+	.attrs = aios_attrs,
+};
+
+static int __init aios_init(void)
+{
+	struct kobject *kobj;
+	int error;
+
+	kobj = kobject_create_and_add("aios", kernel_kobj);
+	if (!kobj)
+		return -ENOMEM;
+
+	error = sysfs_create_group(kobj, &aios_group);
+	if (error) {
+		kobject_put(kobj);
+		return error;
+	}
+
+	aios_poll_debugfs(debugfs_create_dir("aios", NULL));
+	return 0;
+}
+late_initcall(aios_init);
