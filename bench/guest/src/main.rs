@@ -1,0 +1,62 @@
+// SPDX-License-Identifier: MIT
+//! Init and agent of the measured guest, and its small workloads.
+//!
+//! As process 1 it builds the guest's root and serves the harness; called by
+//! hand, `aios-guest work …` and `aios-guest race …` run a workload and print
+//! one line of JSON.
+
+mod agent;
+mod init;
+mod sys;
+
+use aios_guest::race::Race;
+use aios_guest::work::Work;
+use clap::{
+    Parser,
+    Subcommand, //
+};
+use serde::Serialize;
+use std::fmt::Display;
+use std::process::ExitCode;
+
+/// Small workloads of the measured guest.
+#[derive(Parser)]
+#[command(name = "aios-guest", version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run a workload with marked operations.
+    Work(Work),
+    /// Let readers race with writers, and check that none sees stale data.
+    Race(Race),
+}
+
+/// What a command that went well prints: one line of JSON.
+fn report<T: Serialize>(result: Result<T, impl Display>) -> Result<String, String> {
+    let result = result.map_err(|error| error.to_string())?;
+    serde_json::to_string(&result).map_err(|error| error.to_string())
+}
+
+fn main() -> ExitCode {
+    if std::process::id() == 1 {
+        init::main();
+    }
+    let printed = match Cli::parse().command {
+        Command::Work(work) => report(work.run()),
+        Command::Race(race) => report(race.run()),
+    };
+    match printed {
+        Ok(line) => {
+            println!("{line}");
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            eprintln!("aios-guest: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,620 @@
+// SPDX-License-Identifier: MIT
+//! Small single-threaded workloads with marked operations, and their result.
+
+use crate::marker::{
+    self,
+    mark, //
+};
+use serde::{
+    Deserialize,
+    Serialize, //
+};
+use std::fs::{
+    self,
+    File, //
+};
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{
+    FileExt,
+    FileTypeExt,
+    OpenOptionsExt, //
+};
+use std::path::{
+    Path,
+    PathBuf, //
+};
+use std::time::Instant;
+
+/// `EXT4_IOC_SET_AIOS`, `_IOW('f', 48, __u32)`: opts an open file in to
+/// (1) or out of (0) the asynchronous I/O stack.
+pub const EXT4_IOC_SET_AIOS: u32 = (1 << 30) | (4 << 16) | ((b'f' as u32) << 8) | 48;
+
+/// Alignment of buffers and block sizes for `O_DIRECT`, in bytes.
+const DIRECT_ALIGN: usize = 4096;
+
+/// What a workload does over and over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum Kind {
+    /// Read a block at a random offset; no block twice.
+    Randread,
+    /// Read the next block.
+    Seqread,
+    /// Overwrite a random block, then fdatasync.
+    OverwriteFdatasync,
+    /// Overwrite a random block, then fsync.
+    OverwriteFsync,
+    /// Write a block at the end of the file, then fsync.
+    AppendFsync,
+}
+
+impl Kind {
+    fn reads(self) -> bool {
+        matches!(self, Self::Randread | Self::Seqread)
+    }
+}
+
+/// What counts as the operation of a writing workload.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum Mark {
+    /// The fsync or fdatasync call alone.
+    Sync,
+    /// The write and the call.
+    All,
+}
+
+/// One workload.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Work {
+    /// What to do.
+    pub kind: Kind,
+    /// File (or block device) to work on.
+    #[arg(long)]
+    pub file: PathBuf,
+    /// Bytes of it to work on [default: all of it].
+    #[arg(long)]
+    pub size: Option<u64>,
+    /// Block size in bytes.
+    #[arg(long, default_value_t = 4096)]
+    pub bs: u32,
+    /// Measured operations.
+    #[arg(long, default_value_t = 1000)]
+    pub ops: u32,
+    /// Operations before those.
+    #[arg(long, default_value_t = 100)]
+    pub warmup: u32,
+    /// Seed of the random offsets.
+    #[arg(long, default_value_t = 1)]
+    pub seed: u64,
+    /// Go around the page cache (O_DIRECT).
+    #[arg(long)]
+    pub direct: bool,
+    /// Opt the file in to the asynchronous I/O stack.
+    #[arg(long)]
+    pub opt_in: bool,
+    /// What counts as the operation of a writing workload [default: sync].
+    #[arg(long)]
+    pub mark: Option<Mark>,
+}
+
+/// What a workload took; printed as one line of JSON.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct WorkResult {
+    /// What was done.
+    pub workload: Kind,
+    /// Measured operations.
+    pub ops: u32,
+    /// Bytes per operation.
+    pub bs: u32,
+    /// Wall-clock time of all measured operations, ns.
+    pub elapsed_ns: u64,
+    /// Idle time of all CPUs meanwhile (idle + iowait of `/proc/stat`, whose
+    /// unit is 10 ms), ns. CPU time is `cpus * elapsed_ns - idle_ns`.
+    pub idle_ns: u64,
+    /// Online CPUs.
+    pub cpus: u32,
+    /// Mean latency of the marked operation, ns.
+    pub lat_mean_ns: f64,
+    /// Median of it, ns.
+    pub lat_p50_ns: u64,
+    /// 99th percentile of it, ns.
+    pub lat_p99_ns: u64,
+}
+
+/// Why a workload could not run.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum WorkError {
+    /// A system call failed.
+    #[error("cannot {action} {path}: {source}")]
+    Io {
+        /// What was being done.
+        action: &'static str,
+        /// To which file.
+        path: PathBuf,
+        /// Why it failed.
+        source: io::Error,
+    },
+    /// The kernel under the file knows no asynchronous I/O stack.
+    #[error("{0}: this kernel or file system has no asynchronous I/O stack to opt in to")]
+    NotSupported(PathBuf),
+    /// The numbers given make no sense together.
+    #[error("{0}")]
+    Invalid(String),
+}
+
+type Result<T> = std::result::Result<T, WorkError>;
+
+impl Work {
+    /// Runs the workload. Buffered reads drop the file from the page cache
+    /// first, so that each one reaches the drive.
+    pub fn run(&self) -> Result<WorkResult> {
+        let total = u64::from(self.ops) + u64::from(self.warmup);
+        let bs = self.check()?;
+        let file = self.open()?;
+        let blocks = self.blocks(&file, total)?;
+        if self.opt_in {
+            self.opt_in(&file)?;
+        }
+        if self.kind.reads() && !self.direct {
+            self.drop_cache(&file)?;
+        }
+
+        let permutation = Permutation::new(blocks, self.seed);
+        let end = self.len(&file)?;
+        let offset = |op: u64| {
+            let block = match self.kind {
+                Kind::Randread | Kind::OverwriteFdatasync | Kind::OverwriteFsync => {
+                    permutation.at(op)
+                }
+                Kind::Seqread => op,
+                Kind::AppendFsync => return end + op * u64::from(self.bs),
+            };
+            block * u64::from(self.bs)
+        };
+        let mut buffer = AlignedBuffer::new(bs);
+        // Not zeros: those would be mapped at first touch, amid the measurement.
+        let mut latency = vec![u64::MAX; usize::try_from(self.ops).unwrap_or(usize::MAX)];
+
+        for op in 0..u64::from(self.warmup) {
+            self.operate(&file, offset(op), op, buffer.bytes())?;
+        }
+        let idle_before = idle_ns()?;
+        let start = Instant::now();
+        mark::<{ marker::WINDOW_BEGIN }>();
+        for (op, latency) in (u64::from(self.warmup)..).zip(&mut latency) {
+            *latency = self.operate(&file, offset(op), op, buffer.bytes())?;
+        }
+        mark::<{ marker::WINDOW_END }>();
+        let elapsed_ns = nanoseconds(start);
+        let idle_ns = idle_ns()?.saturating_sub(idle_before);
+
+        latency.sort_unstable();
+        Ok(WorkResult {
+            workload: self.kind,
+            ops: self.ops,
+            bs: self.bs,
+            elapsed_ns,
+            idle_ns,
+            cpus: online_cpus(),
+            lat_mean_ns: mean(&latency),
+            lat_p50_ns: percentile(&latency, 50),
+            lat_p99_ns: percentile(&latency, 99),
+        })
+    }
+
+    /// One operation at `offset`; the latency of its marked part in ns.
+    fn operate(&self, file: &File, offset: u64, op: u64, buffer: &mut [u8]) -> Result<u64> {
+        if self.kind.reads() {
+            let start = Instant::now();
+            mark::<{ marker::OP_BEGIN }>();
+            let read = file.read_at(buffer, offset);
+            mark::<{ marker::OP_END }>();
+            let latency = nanoseconds(start);
+            let read = self.at("read", read)?;
+            return self.whole("read", read, buffer.len(), latency);
+        }
+        // Each block differs, so that nothing below can take one for another.
+        for (byte, stamp) in buffer.iter_mut().zip((op ^ self.seed).to_le_bytes()) {
+            *byte = stamp;
+        }
+        let sync = || match self.kind {
+            Kind::OverwriteFdatasync => file.sync_data(),
+            _ => file.sync_all(),
+        };
+        let (written, synced, latency);
+        if self.mark == Some(Mark::All) {
+            let start = Instant::now();
+            mark::<{ marker::OP_BEGIN }>();
+            written = file.write_at(buffer, offset);
+            synced = sync();
+            mark::<{ marker::OP_END }>();
+            latency = nanoseconds(start);
+        } else {
+            written = file.write_at(buffer, offset);
+            let start = Instant::now();
+            mark::<{ marker::OP_BEGIN }>();
+            synced = sync();
+            mark::<{ marker::OP_END }>();
+            latency = nanoseconds(start);
+        }
+        let written = self.at("write", written)?;
+        self.at("sync", synced)?;
+        self.whole("write", written, buffer.len(), latency)
+    }
+
+    fn whole(&self, action: &'static str, done: usize, wanted: usize, latency: u64) -> Result<u64> {
+        if done == wanted {
+            return Ok(latency);
+        }
+        let source = io::Error::other(format!("{done} of {wanted} bytes"));
+        self.at(action, Err(source))
+    }
+
+    /// Checks what needs no file; the block size.
+    fn check(&self) -> Result<usize> {
+        let invalid = |what: &str| Err(WorkError::Invalid(what.to_owned()));
+        if self.ops == 0 {
+            return invalid("--ops 0 measures nothing");
+        }
+        if self.bs == 0 {
+            return invalid("--bs 0 moves nothing");
+        }
+        if self.direct && !self.bs.is_multiple_of(512) {
+            return invalid("--direct wants a --bs that is a multiple of 512");
+        }
+        if self.kind.reads() && self.mark.is_some() {
+            return invalid("--mark is for writing workloads");
+        }
+        usize::try_from(self.bs).or_else(|_| invalid("--bs is too large"))
+    }
+
+    fn open(&self) -> Result<File> {
+        let mut options = File::options();
+        options.read(true).write(!self.kind.reads());
+        options.create(self.kind == Kind::AppendFsync);
+        if self.direct {
+            options.custom_flags(libc::O_DIRECT);
+        }
+        self.at("open", options.open(&self.file))
+    }
+
+    /// Length of the file or block device in bytes.
+    fn len(&self, file: &File) -> Result<u64> {
+        let metadata = self.at("look at", file.metadata())?;
+        if !metadata.file_type().is_block_device() {
+            return Ok(metadata.len());
+        }
+        use std::io::Seek;
+        let mut file = file;
+        self.at("find the size of", file.seek(io::SeekFrom::End(0)))
+    }
+
+    /// Whole blocks to work on; enough of them for `total` operations.
+    fn blocks(&self, file: &File, total: u64) -> Result<u64> {
+        if self.kind == Kind::AppendFsync {
+            return Ok(1);
+        }
+        let len = self.len(file)?;
+        let size = self.size.unwrap_or(len);
+        if size > len {
+            return Err(WorkError::Invalid(format!(
+                "{} has {len} bytes, not the {size} of --size",
+                self.file.display()
+            )));
+        }
+        let blocks = size / u64::from(self.bs);
+        if blocks < total {
+            return Err(WorkError::Invalid(format!(
+                "{} has {blocks} blocks of {} bytes, too few for {total} operations",
+                self.file.display(),
+                self.bs
+            )));
+        }
+        Ok(blocks)
+    }
+
+    fn opt_in(&self, file: &File) -> Result<()> {
+        let on: u32 = 1;
+        // SAFETY: The descriptor is open, and the kernel reads one `__u32` from
+        // the pointer, which lives through the call.
+        let result = unsafe {
+            libc::ioctl(
+                file.as_raw_fd(),
+                libc::Ioctl::from(EXT4_IOC_SET_AIOS),
+                &raw const on,
+            )
+        };
+        if result == 0 {
+            return Ok(());
+        }
+        let source = io::Error::last_os_error();
+        match source.raw_os_error() {
+            Some(libc::ENOTTY | libc::EOPNOTSUPP) => {
+                Err(WorkError::NotSupported(self.file.clone()))
+            }
+            _ => self.at("opt in", Err(source)),
+        }
+    }
+
+    fn drop_cache(&self, file: &File) -> Result<()> {
+        self.at("sync", file.sync_all())?;
+        // SAFETY: Plain system call on an open descriptor.
+        let result =
+            unsafe { libc::posix_fadvise(file.as_raw_fd(), 0, 0, libc::POSIX_FADV_DONTNEED) };
+        if result != 0 {
+            return self.at(
+                "drop the cache of",
+                Err(io::Error::from_raw_os_error(result)),
+            );
+        }
+        let path = Path::new("/proc/sys/vm/drop_caches");
+        fs::write(path, "3").map_err(|source| WorkError::Io {
+            action: "write",
+            path: path.to_owned(),
+            source,
+        })
+    }
+
+    fn at<T>(&self, action: &'static str, result: io::Result<T>) -> Result<T> {
+        result.map_err(|source| WorkError::Io {
+            action,
+            path: self.file.clone(),
+            source,
+        })
+    }
+}
+
+/// A buffer aligned for `O_DIRECT`.
+struct AlignedBuffer {
+    memory: Vec<u8>,
+    start: usize,
+    len: usize,
+}
+
+impl AlignedBuffer {
+    fn new(len: usize) -> Self {
+        let memory = vec![0xa5; len + DIRECT_ALIGN];
+        let start = memory.as_ptr().align_offset(DIRECT_ALIGN);
+        Self { memory, start, len }
+    }
+
+    fn bytes(&mut self) -> &mut [u8] {
+        &mut self.memory[self.start..self.start + self.len]
+    }
+}
+
+/// A seeded permutation of `0..n`: an invertible mix of the smallest power of
+/// two that holds `n`, walked until it lands below `n`.
+#[derive(Debug)]
+struct Permutation {
+    n: u64,
+    bits: u32,
+    keys: [u64; 3],
+}
+
+impl Permutation {
+    fn new(n: u64, seed: u64) -> Self {
+        let bits = (u64::BITS - n.saturating_sub(1).leading_zeros()).max(2);
+        let mut state = seed;
+        let keys = [(); 3].map(|()| split_mix(&mut state));
+        Self { n, bits, keys }
+    }
+
+    /// Element `i` of the permutation; `i < n`.
+    fn at(&self, i: u64) -> u64 {
+        let mut x = i;
+        loop {
+            x = self.mix(x);
+            if x < self.n {
+                return x;
+            }
+        }
+    }
+
+    /// A bijection on numbers of `bits` bits: adding, multiplying with an odd
+    /// number and xor with the own upper half can each be undone.
+    fn mix(&self, mut x: u64) -> u64 {
+        let mask = u64::MAX >> (u64::BITS - self.bits);
+        for key in self.keys {
+            x = x.wrapping_add(key).wrapping_mul(key | 1) & mask;
+            x ^= x >> self.bits.div_ceil(2);
+        }
+        x
+    }
+}
+
+/// SplitMix64 (Steele, Lea, Flood 2014).
+fn split_mix(state: &mut u64) -> u64 {
+    *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    let mut z = *state;
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
+}
+
+fn nanoseconds(since: Instant) -> u64 {
+    u64::try_from(since.elapsed().as_nanos()).unwrap_or(u64::MAX)
+}
+
+fn mean(values: &[u64]) -> f64 {
+    let sum: u128 = values.iter().map(|&value| u128::from(value)).sum();
+    sum as f64 / values.len().max(1) as f64
+}
+
+/// Percentile `p` of sorted values by nearest rank; 0 of none.
+fn percentile(sorted: &[u64], p: usize) -> u64 {
+    let rank = (sorted.len() * p).div_ceil(100);
+    sorted
+        .get(rank.saturating_sub(1))
+        .copied()
+        .unwrap_or_default()
+}
+
+fn online_cpus() -> u32 {
+    // SAFETY: Plain library call without pointers.
+    let count = unsafe { libc::sysconf(libc::_SC_NPROCESSORS_ONLN) };
+    u32::try_from(count).unwrap_or(1).max(1)
+}
+
+/// Idle time of all CPUs since boot, ns. A task that waits for a drive makes
+/// its CPU count iowait, not idle; both are time without work.
+fn idle_ns() -> Result<u64> {
+    let path = Path::new("/proc/stat");
+    let stat = fs::read_to_string(path).map_err(|source| WorkError::Io {
+        action: "read",
+        path: path.to_owned(),
+        source,
+    })?;
+    // SAFETY: Plain library call without pointers.
+    let per_second = unsafe { libc::sysconf(libc::_SC_CLK_TCK) };
+    let tick_ns = 1_000_000_000 / u64::try_from(per_second).unwrap_or(100).max(1);
+    parse_idle(&stat)
+        .map(|ticks| ticks.saturating_mul(tick_ns))
+        .ok_or_else(|| WorkError::Invalid("/proc/stat has no line for all CPUs".to_owned()))
+}
+
+/// Idle and iowait ticks of the line for all CPUs.
+fn parse_idle(stat: &str) -> Option<u64> {
+    let line = stat.lines().find_map(|line| line.strip_prefix("cpu "))?;
+    let mut fields = line.split_whitespace().skip(3);
+    let idle: u64 = fields.next()?.parse().ok()?;
+    let iowait: u64 = fields.next()?.parse().ok()?;
+    idle.checked_add(iowait)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::HashSet;
+
+    fn work(kind: Kind, file: &Path) -> Work {
+        Work {
+            kind,
+            file: file.to_owned(),
+            size: None,
+            bs: 4096,
+            ops: 8,
+            warmup: 2,
+            seed: 7,
+            direct: false,
+            opt_in: false,
+            mark: None,
+        }
+    }
+
+    fn scratch(name: &str, blocks: usize) -> PathBuf {
+        let path = std::env::temp_dir().join(format!("aios-guest-{}-{name}", std::process::id()));
+        fs::write(&path, vec![1; blocks * 4096]).unwrap();
+        path
+    }
+
+    #[test]
+    fn test_permutation_visits_each_block_once() {
+        for n in [1, 2, 3, 10, 255, 256, 257, 5000] {
+            let permutation = Permutation::new(n, 42);
+            let seen: HashSet<u64> = (0..n).map(|i| permutation.at(i)).collect();
+            assert_eq!(seen.len() as u64, n);
+            assert!(seen.iter().all(|&block| block < n));
+        }
+    }
+
+    #[test]
+    fn test_permutation_is_seeded_and_not_sequential() {
+        let walk = |seed| {
+            let permutation = Permutation::new(65536, seed);
+            (0..1000).map(|i| permutation.at(i)).collect::<Vec<_>>()
+        };
+        assert_eq!(walk(1), walk(1));
+        assert_ne!(walk(1), walk(2));
+        let steps = walk(1)
+            .windows(2)
+            .filter(|pair| pair[1] == pair[0] + 1)
+            .count();
+        assert!(steps < 5, "{steps} sequential steps");
+        let odd = walk(1).iter().filter(|&block| block % 2 == 1).count();
+        assert!((400..600).contains(&odd), "{odd} odd blocks");
+    }
+
+    #[test]
+    fn test_percentile_takes_nearest_rank() {
+        let values: Vec<u64> = (1..=100).collect();
+        assert_eq!(percentile(&values, 50), 50);
+        assert_eq!(percentile(&values, 99), 99);
+        assert_eq!(percentile(&[5], 99), 5);
+        assert_eq!(percentile(&[], 99), 0);
+    }
+
+    #[test]
+    fn test_parse_idle_adds_idle_and_iowait() {
+        let stat = "cpu  10 0 20 300 4 0 1 0 0 0\ncpu0 10 0 20 300 4 0 1 0 0 0\n";
+        assert_eq!(parse_idle(stat), Some(304));
+        assert_eq!(parse_idle("intr 1 2 3\n"), None);
+    }
+
+    #[test]
+    fn test_set_aios_has_the_number_of_iow_f_48() {
+        assert_eq!(EXT4_IOC_SET_AIOS, 0x4004_6630);
+    }
+
+    #[test]
+    fn test_run_overwrite_changes_as_many_blocks_as_operations() {
+        let path = scratch("overwrite", 16);
+        let result = work(Kind::OverwriteFdatasync, &path).run().unwrap();
+        let changed = fs::read(&path)
+            .unwrap()
+            .chunks(4096)
+            .filter(|block| block.iter().any(|&byte| byte != 1))
+            .count();
+        fs::remove_file(&path).unwrap();
+        assert_eq!(changed, 10);
+        assert_eq!(result.ops, 8);
+        assert!(result.lat_p50_ns <= result.lat_p99_ns);
+    }
+
+    #[test]
+    fn test_run_append_grows_the_file() {
+        let path = scratch("append", 1);
+        work(Kind::AppendFsync, &path).run().unwrap();
+        let len = fs::metadata(&path).unwrap().len();
+        fs::remove_file(&path).unwrap();
+        assert_eq!(len, 11 * 4096);
+    }
+
+    #[test]
+    fn test_run_too_small_file_returns_error() {
+        let path = scratch("small", 9);
+        let error = work(Kind::OverwriteFsync, &path).run().unwrap_err();
+        fs::remove_file(&path).unwrap();
+        assert!(error.to_string().contains("too few"), "{error}");
+    }
+
+    #[test]
+    fn test_run_missing_file_returns_error() {
+        let error = work(Kind::Randread, Path::new("/nonexistent/file"))
+            .run()
+            .unwrap_err();
+        assert!(error.to_string().starts_with("cannot open"), "{error}");
+    }
+
+    #[test]
+    fn test_run_opt_in_without_the_stack_returns_error() {
+        // On tmpfs no kernel has it.
+        let path = Path::new("/dev/shm").join(format!("aios-guest-{}", std::process::id()));
+        fs::write(&path, vec![1; 16 * 4096]).unwrap();
+        let mut work = work(Kind::OverwriteFsync, &path);
+        work.opt_in = true;
+        let error = work.run().unwrap_err();
+        fs::remove_file(&path).unwrap();
+        assert!(matches!(error, WorkError::NotSupported(_)), "{error}");
+    }
+
+    #[test]
+    fn test_run_mark_on_reads_returns_error() {
+        let mut work = work(Kind::Seqread, Path::new("/dev/null"));
+        work.mark = Some(Mark::All);
+        assert!(matches!(work.run(), Err(WorkError::Invalid(_))));
+    }
+}
