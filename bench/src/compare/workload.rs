@@ -1,0 +1,228 @@
+// SPDX-License-Identifier: MIT
+//! The workloads: names that stay, and choosing among them.
+
+use super::db::Bench;
+use super::fio::{
+    Access,
+    Job,
+    Mode, //
+};
+use crate::error::{
+    Error,
+    Result, //
+};
+use std::time::Duration;
+
+/// What runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// A fio job.
+    Fio(Job),
+    /// A RocksDB benchmark.
+    Db(Bench),
+}
+
+/// One workload.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Workload {
+    /// `fio/randread-4k-buffered-qd1`; never changes its meaning.
+    pub(crate) name: String,
+    /// What runs.
+    pub(crate) kind: Kind,
+    /// Whether `--quick` has it.
+    pub(crate) quick: bool,
+}
+
+/// How much one sample measures, and where it finds things.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Sizing {
+    /// How long a sample runs at most.
+    pub(crate) runtime: Duration,
+    /// Size of fio's file in MiB.
+    pub(crate) file_mib: u64,
+    /// Keys in the database.
+    pub(crate) keys: u64,
+}
+
+impl Workload {
+    fn new(kind: Kind) -> Self {
+        let name = match kind {
+            Kind::Fio(job) => format!("fio/{}", job.name()),
+            Kind::Db(bench) => format!("db/{}", bench.name()),
+        };
+        let quick = QUICK.contains(&name.as_str());
+        Self { name, kind, quick }
+    }
+
+    /// Whether it writes to what it is given.
+    pub(crate) fn writes(&self) -> bool {
+        match self.kind {
+            Kind::Fio(job) => job.writes(),
+            // Opening a database writes its log.
+            Kind::Db(_) => true,
+        }
+    }
+
+    /// Whether it needs the database.
+    pub(crate) fn needs_db(&self) -> bool {
+        matches!(self.kind, Kind::Db(_))
+    }
+}
+
+/// One of each kind, in under three minutes.
+const QUICK: [&str; 4] = [
+    "fio/randread-4k-buffered-qd1",
+    "fio/randread-4k-direct-qd1",
+    "fio/overwrite-4k-fsync",
+    "db/readrandom",
+];
+
+/// All workloads, in the order of the reports.
+pub(crate) fn catalogue() -> Vec<Workload> {
+    let mut all = Vec::new();
+    let mut fio = |access, block_kib, mode, depth, threads| {
+        all.push(Workload::new(Kind::Fio(Job {
+            access,
+            block_kib,
+            mode,
+            depth,
+            threads,
+        })));
+    };
+    for threads in [1, 2, 4] {
+        fio(Access::RandRead, 4, Mode::Buffered, 1, threads);
+    }
+    for block_kib in [8, 16, 32, 64, 128] {
+        fio(Access::RandRead, block_kib, Mode::Buffered, 1, 1);
+    }
+    fio(Access::RandRead, 4, Mode::Direct, 1, 1);
+    for depth in [1, 8, 32] {
+        fio(Access::RandRead, 4, Mode::Uring, depth, 1);
+    }
+    fio(Access::SeqRead, 128, Mode::Buffered, 1, 1);
+    fio(Access::Overwrite, 4, Mode::Fsync, 1, 1);
+    fio(Access::Append, 4, Mode::Fsync, 1, 1);
+    all.extend(Bench::ALL.map(|bench| Workload::new(Kind::Db(bench))));
+    all
+}
+
+/// The workloads of the catalogue that `only` names (a name, a glob or a part
+/// of a name; any of several), or the quick ones, or all.
+pub(crate) fn select(only: &[String], quick: bool) -> Result<Vec<Workload>> {
+    let all = catalogue();
+    if only.is_empty() {
+        return Ok(all
+            .into_iter()
+            .filter(|workload| !quick || workload.quick)
+            .collect());
+    }
+    let mut chosen = vec![false; all.len()];
+    for pattern in only {
+        let glob = glob::Pattern::new(pattern).map_err(|error| {
+            Error::new(format!("--only {pattern}: {error}"))
+                .hint("use *, ? and [...], or a part of a name")
+        })?;
+        let exact = all.iter().any(|workload| workload.name == *pattern);
+        let fits = |name: &str| {
+            if exact {
+                return name == pattern;
+            }
+            glob.matches(name) || (!pattern.is_empty() && name.contains(pattern.as_str()))
+        };
+        let mut found = false;
+        for (workload, chosen) in all.iter().zip(&mut chosen) {
+            if fits(&workload.name) {
+                (*chosen, found) = (true, true);
+            }
+        }
+        if !found {
+            let names: Vec<&str> = all.iter().map(|workload| workload.name.as_str()).collect();
+            return Err(Error::new(format!("no workload is called {pattern:?}"))
+                .hint(format!("choose from {}", names.join(", "))));
+        }
+    }
+    Ok(all
+        .into_iter()
+        .zip(chosen)
+        .filter_map(|(workload, chosen)| chosen.then_some(workload))
+        .collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(only: &[&str], quick: bool) -> Vec<String> {
+        let only: Vec<String> = only.iter().map(|only| (*only).to_owned()).collect();
+        select(&only, quick)
+            .unwrap()
+            .into_iter()
+            .map(|workload| workload.name)
+            .collect()
+    }
+
+    #[test]
+    fn test_catalogue_names_are_the_documented_ones() {
+        assert_eq!(
+            names(&[], false),
+            [
+                "fio/randread-4k-buffered-qd1",
+                "fio/randread-4k-buffered-t2",
+                "fio/randread-4k-buffered-t4",
+                "fio/randread-8k-buffered-qd1",
+                "fio/randread-16k-buffered-qd1",
+                "fio/randread-32k-buffered-qd1",
+                "fio/randread-64k-buffered-qd1",
+                "fio/randread-128k-buffered-qd1",
+                "fio/randread-4k-direct-qd1",
+                "fio/randread-4k-uring-qd1",
+                "fio/randread-4k-uring-qd8",
+                "fio/randread-4k-uring-qd32",
+                "fio/seqread-128k-buffered-qd1",
+                "fio/overwrite-4k-fsync",
+                "fio/append-4k-fsync",
+                "db/fillsync",
+                "db/readrandom",
+                "db/readwhilewriting",
+            ]
+        );
+    }
+
+    #[test]
+    fn test_select_quick_returns_every_quick_name() {
+        assert_eq!(names(&[], true), QUICK);
+    }
+
+    #[test]
+    fn test_select_exact_name_returns_it_alone() {
+        assert_eq!(
+            names(&["fio/randread-4k-uring-qd1"], true),
+            ["fio/randread-4k-uring-qd1"]
+        );
+    }
+
+    #[test]
+    fn test_select_part_or_glob_returns_all_that_fit_once() {
+        let fsync = ["fio/overwrite-4k-fsync", "fio/append-4k-fsync"];
+        assert_eq!(names(&["fsync"], false), fsync);
+        assert_eq!(names(&["fio/*-fsync", "append"], false), fsync);
+        assert_eq!(names(&["db/*"], false).len(), 3);
+    }
+
+    #[test]
+    fn test_select_unknown_name_lists_the_names() {
+        for pattern in ["fio/nonsense", ""] {
+            let error = select(&[pattern.to_owned()], false)
+                .unwrap_err()
+                .to_string();
+            assert!(error.contains("fio/randread-4k-buffered-qd1"), "{error}");
+            assert!(error.contains("db/fillsync"), "{error}");
+        }
+    }
+
+    #[test]
+    fn test_select_bad_glob_returns_error() {
+        let error = select(&["[".to_owned()], false).unwrap_err().to_string();
+        assert!(error.starts_with("--only ["), "{error}");
+    }
+}

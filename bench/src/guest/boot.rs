@@ -1,0 +1,338 @@
+// SPDX-License-Identifier: MIT
+//! `aios boot`: a command, or a shell, in the guest.
+
+use super::qemu::Console;
+use super::{
+    Accel,
+    Backend,
+    BootConfig,
+    Drive,
+    Guest,
+    GuestCommand,
+    Iommu,
+    Piece, //
+};
+use crate::context::Context;
+use crate::error::{
+    Error,
+    IoContext,
+    Result, //
+};
+use crate::kernel::{
+    self,
+    Flavour,
+    Variant, //
+};
+use crate::setup::{
+    self,
+    Need, //
+};
+use aios_guest::protocol::Shell;
+use std::io::{
+    IsTerminal,
+    Write, //
+};
+use std::path::{
+    Path,
+    PathBuf, //
+};
+use tempfile::NamedTempFile;
+
+/// On or off.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Switch {
+    /// On.
+    On,
+    /// Off.
+    Off,
+}
+
+/// Options of `aios boot`.
+#[derive(clap::Args, Debug)]
+pub(crate) struct Args {
+    /// Boot the unpatched base instead of the patched kernel.
+    #[arg(long)]
+    native: bool,
+    /// Boot the debug build (lockdep, DMA_API_DEBUG, KUnit).
+    #[arg(long)]
+    debug: bool,
+    /// Kernel tarball or tree to build instead of the pinned package.
+    #[arg(long, value_name = "PATH")]
+    source: Option<PathBuf>,
+    /// Boot this bzImage instead of building one.
+    #[arg(long, value_name = "BZIMAGE", conflicts_with_all = ["native", "debug", "source"])]
+    kernel: Option<PathBuf>,
+    /// How the IOMMU treats the drive.
+    #[arg(long, value_enum, default_value = "lazy")]
+    iommu: Iommu,
+    /// What may run the guest.
+    #[arg(long, value_enum, default_value = "auto")]
+    accel: Accel,
+    /// Virtual CPUs.
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    cpus: u32,
+    /// Memory in MiB.
+    #[arg(long, value_name = "MIB", default_value_t = 1024)]
+    memory: u32,
+    /// Raw image (or block device) that becomes a drive, or `null` for one that
+    /// forgets what is written; may be repeated [default: one fresh, empty
+    /// drive that is thrown away at the end].
+    #[arg(long, value_name = "FILE")]
+    drive: Vec<PathBuf>,
+    /// Size of the fresh drive and of null drives, in bytes or with K, M, G or T.
+    #[arg(long, value_name = "SIZE", default_value = "1G", value_parser = parse_size)]
+    drive_size: u64,
+    /// I/O queue pairs of the drives.
+    #[arg(long, value_name = "N", default_value_t = 64)]
+    queues: u32,
+    /// Largest transfer of the drives: 4 KiB times two to the power of this; 0 for no limit.
+    #[arg(long, value_name = "N", default_value_t = 7)]
+    mdts: u8,
+    /// Logical block size of the drives in bytes, 512 or 4096.
+    #[arg(long, value_name = "BYTES", default_value_t = 512)]
+    lba: u32,
+    /// Whether the guest takes the drives' write cache for volatile.
+    #[arg(long, value_enum, default_value = "on")]
+    write_cache: Switch,
+    /// More kernel command line; may be repeated.
+    #[arg(long, value_name = "WORDS", allow_hyphen_values = true)]
+    append: Vec<String>,
+    /// One more QEMU argument; may be repeated.
+    #[arg(long, value_name = "ARG", allow_hyphen_values = true)]
+    qemu: Vec<String>,
+    /// Kill the command after so many seconds; 0 for never.
+    #[arg(long, value_name = "SECONDS", default_value_t = 0)]
+    timeout: u64,
+    /// Where console log and QEMU line are kept [default: boot/ in the cache].
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+    /// Command to run in the guest, whose exit code becomes this one's
+    /// [default: a shell].
+    #[arg(last = true, value_name = "COMMAND")]
+    command: Vec<String>,
+}
+
+/// Runs `aios boot`.
+pub(crate) fn run(ctx: &Context, args: &Args) -> Result<u8> {
+    if args.command.is_empty() && !ctx.dry_run && !std::io::stdin().is_terminal() {
+        return Err(Error::new("a shell in the guest wants a terminal")
+            .hint("name a command: `cargo aios boot -- COMMAND`"));
+    }
+    setup::ensure(ctx, &[Need::Boot])?;
+    let (kernel, name) = kernel(ctx, args)?;
+    let out = match &args.out {
+        Some(out) => out.clone(),
+        None => ctx.cache().join("boot"),
+    };
+    let mut config = BootConfig {
+        cpus: args.cpus,
+        memory_mib: args.memory,
+        iommu: args.iommu,
+        accel: args.accel,
+        append: args.append.clone(),
+        qemu: args.qemu.clone(),
+        ..BootConfig::new(kernel, name, out)
+    };
+    if ctx.dry_run {
+        let fresh = ctx.cache().join("guest/drive.img");
+        config.drives = drives(args, &fresh);
+        println!("{}", Guest::dry_line(ctx, &config)?);
+        return Ok(0);
+    }
+    let dir = ctx.cache_dir("guest")?;
+    let fresh = NamedTempFile::with_prefix_in("drive-", &dir).at("create a drive in", &dir)?;
+    fresh
+        .as_file()
+        .set_len(args.drive_size)
+        .at("size the drive", fresh.path())?;
+    config.drives = drives(args, fresh.path());
+    if args.command.is_empty() {
+        return shell(ctx, &config);
+    }
+    command(ctx, &config, args)
+}
+
+fn kernel(ctx: &Context, args: &Args) -> Result<(PathBuf, &'static str)> {
+    if let Some(kernel) = &args.kernel {
+        return Ok((kernel.clone(), "given"));
+    }
+    let (flavour, name) = if args.native {
+        (Flavour::Native, "native")
+    } else {
+        (Flavour::Patched, "patched")
+    };
+    let variant = if args.debug {
+        Variant::Debug
+    } else {
+        Variant::Bench
+    };
+    let built = kernel::build(ctx, flavour, variant, args.source.as_deref())?;
+    Ok((built.bzimage, name))
+}
+
+fn drives(args: &Args, fresh: &Path) -> Vec<Drive> {
+    let images = match args.drive.as_slice() {
+        [] => vec![fresh.to_path_buf()],
+        given => given.to_vec(),
+    };
+    let backend = |image: PathBuf| match image.to_str() {
+        Some("null") => Backend::Null {
+            size: args.drive_size,
+            latency_ns: 0,
+        },
+        _ => Backend::File(image),
+    };
+    let drive = |image| Drive {
+        backend: backend(image),
+        queues: args.queues,
+        mdts: args.mdts,
+        lba: args.lba,
+        write_cache: args.write_cache == Switch::On,
+    };
+    images.into_iter().map(drive).collect()
+}
+
+fn command(ctx: &Context, config: &BootConfig, args: &Args) -> Result<u8> {
+    let mut guest = Guest::boot(ctx, config)?;
+    let command = GuestCommand {
+        argv: args.command.clone(),
+        env: Vec::new(),
+        timeout_s: args.timeout,
+    };
+    let exit = guest.stream(&command, &mut |piece| match piece {
+        Piece::Stdout(bytes) => put(std::io::stdout().lock(), bytes, "standard output"),
+        Piece::Stderr(bytes) => put(std::io::stderr().lock(), bytes, "standard error"),
+    })?;
+    guest.shutdown()?;
+    if exit.timed_out {
+        ctx.ui
+            .say(format!("the command was killed after {} s", args.timeout));
+    }
+    Ok(code(exit.code))
+}
+
+fn put(mut to: impl Write, bytes: &[u8], name: &str) -> Result<()> {
+    to.write_all(bytes)
+        .and_then(|()| to.flush())
+        .at("write to", name)
+}
+
+fn shell(ctx: &Context, config: &BootConfig) -> Result<u8> {
+    let terminal = Terminal::current();
+    ctx.ui
+        .say("exit or Ctrl-D ends the shell and the guest; Ctrl-A X ends a guest that hangs");
+    let mut guest = Guest::boot_on(ctx, config, Console::Terminal)?;
+    let code = guest.shell(Shell {
+        rows: terminal.rows,
+        columns: terminal.columns,
+        term: std::env::var("TERM").unwrap_or_else(|_| "vt100".to_owned()),
+    })?;
+    guest.shutdown()?;
+    Ok(self::code(code))
+}
+
+/// A guest command's exit code as one of this process.
+fn code(code: i32) -> u8 {
+    u8::try_from(code).unwrap_or(u8::MAX)
+}
+
+/// The terminal of standard input; dropping it restores its mode, which QEMU
+/// changes and, killed, does not.
+struct Terminal {
+    mode: Option<libc::termios>,
+    rows: u16,
+    columns: u16,
+}
+
+impl Terminal {
+    fn current() -> Self {
+        // SAFETY: All zeros is a valid `termios`; the pointer lives through the
+        // call, which fills it in.
+        let mode = unsafe {
+            let mut mode: libc::termios = std::mem::zeroed();
+            (libc::tcgetattr(libc::STDIN_FILENO, &raw mut mode) == 0).then_some(mode)
+        };
+        // SAFETY: All zeros is a valid `winsize`; the pointer lives through the
+        // call, which fills it in or leaves it zero.
+        let size = unsafe {
+            let mut size: libc::winsize = std::mem::zeroed();
+            libc::ioctl(libc::STDIN_FILENO, libc::TIOCGWINSZ, &raw mut size);
+            size
+        };
+        Self {
+            mode,
+            rows: size.ws_row,
+            columns: size.ws_col,
+        }
+    }
+}
+
+impl Drop for Terminal {
+    fn drop(&mut self) {
+        if let Some(mode) = &self.mode {
+            // SAFETY: The pointer lives through the call.
+            unsafe { libc::tcsetattr(libc::STDIN_FILENO, libc::TCSANOW, mode) };
+        }
+    }
+}
+
+/// Bytes from `1073741824`, `1024M` or `1G`.
+fn parse_size(text: &str) -> std::result::Result<u64, String> {
+    let (digits, shift) = match text.trim_end_matches(|c: char| !c.is_ascii_digit()) {
+        digits if digits == text => (digits, 0),
+        digits => match &text[digits.len()..] {
+            "K" | "k" => (digits, 10),
+            "M" | "m" => (digits, 20),
+            "G" | "g" => (digits, 30),
+            "T" | "t" => (digits, 40),
+            _ => return Err("give a number of bytes, or one with K, M, G or T".to_owned()),
+        },
+    };
+    let number: u64 = digits
+        .parse()
+        .map_err(|_| "give a number of bytes, or one with K, M, G or T".to_owned())?;
+    let bytes = number.checked_mul(1 << shift);
+    // QEMU's drives end at 2^63 bytes.
+    match bytes.filter(|bytes| i64::try_from(*bytes).is_ok()) {
+        Some(0) => Err("a drive cannot be empty".to_owned()),
+        Some(bytes) => Ok(bytes),
+        None => Err("no drive is that large".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn test_parse_size_knows_units() {
+        assert_eq!(parse_size("4096"), Ok(4096));
+        assert_eq!(parse_size("512M"), Ok(512 << 20));
+        assert_eq!(parse_size("2g"), Ok(2 << 30));
+    }
+
+    #[test]
+    fn test_parse_size_bad_text_returns_error() {
+        for text in [
+            "",
+            "G",
+            "1X",
+            "1GB",
+            "-1",
+            "0",
+            "0K",
+            "99999999999999999999",
+            "9000000T",
+            "1é",
+        ] {
+            assert!(parse_size(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn test_code_out_of_range_is_not_success() {
+        assert_eq!(code(3), 3);
+        assert_eq!(code(256), 255);
+        assert_eq!(code(-1), 255);
+    }
+}
