@@ -17,6 +17,7 @@
  */
 
 #include <linux/aios.h>
+#include <linux/cpufeature.h>
 #include <linux/debugfs.h>
 #include <linux/hash.h>
 #include <linux/lbio.h>
@@ -86,6 +87,23 @@ static void aios_poll_learn(struct aios_poll *poll, u64 max_ns)
 }
 
 /*
+ * In a virtual machine a loop with PAUSE in it leaves the guest after a while
+ * (pause-loop exiting; an emulator does at once), as the host takes it for a
+ * lock whose holder does not run. That takes about as long as a read, and the
+ * CPU may be gone afterwards.
+ */
+static __always_inline void aios_spin_relax(void)
+{
+#ifdef CONFIG_X86
+	if (cpu_feature_enabled(X86_FEATURE_HYPERVISOR)) {
+		barrier();
+		return;
+	}
+#endif
+	cpu_relax();
+}
+
+/*
  * The waiting loop, in a function of its own so that a profile tells waiting
  * from working. Returns whether the folio came unlocked.
  */
@@ -98,7 +116,7 @@ static noinline bool aios_spin_folio(struct folio *folio, u64 start, u64 budget)
 		/* A clock that went backwards ends the loop, too. */
 		if (local_clock() - start >= budget)
 			return false;
-		cpu_relax();
+		aios_spin_relax();
 	}
 	return true;
 }
