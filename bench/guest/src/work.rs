@@ -110,11 +110,6 @@ pub struct WorkResult {
     pub bs: u32,
     /// Wall-clock time of all measured operations, ns.
     pub elapsed_ns: u64,
-    /// Idle time of all CPUs meanwhile (idle + iowait of `/proc/stat`, whose
-    /// unit is 10 ms), ns. CPU time is `cpus * elapsed_ns - idle_ns`.
-    pub idle_ns: u64,
-    /// Online CPUs.
-    pub cpus: u32,
     /// Mean latency of the marked operation, ns.
     pub lat_mean_ns: f64,
     /// Median of it, ns.
@@ -161,6 +156,10 @@ impl Work {
         if self.kind.reads() && !self.direct {
             self.drop_cache(&file)?;
         }
+        if self.kind == Kind::Randread {
+            // As fio does: no readahead heuristics at every read.
+            self.advise(&file, libc::POSIX_FADV_RANDOM)?;
+        }
 
         let permutation = Permutation::new(blocks, self.seed);
         let end = self.len(&file)?;
@@ -181,7 +180,6 @@ impl Work {
         for op in 0..u64::from(self.warmup) {
             self.operate(&file, offset(op), op, buffer.bytes())?;
         }
-        let idle_before = idle_ns()?;
         let start = Instant::now();
         mark::<{ marker::WINDOW_BEGIN }>();
         for (op, latency) in (u64::from(self.warmup)..).zip(&mut latency) {
@@ -189,7 +187,6 @@ impl Work {
         }
         mark::<{ marker::WINDOW_END }>();
         let elapsed_ns = nanoseconds(start);
-        let idle_ns = idle_ns()?.saturating_sub(idle_before);
 
         latency.sort_unstable();
         Ok(WorkResult {
@@ -197,8 +194,6 @@ impl Work {
             ops: self.ops,
             bs: self.bs,
             elapsed_ns,
-            idle_ns,
-            cpus: online_cpus(),
             lat_mean_ns: mean(&latency),
             lat_p50_ns: percentile(&latency, 50),
             lat_p99_ns: percentile(&latency, 99),
@@ -316,6 +311,16 @@ impl Work {
         Ok(blocks)
     }
 
+    /// Tells the kernel how the whole file will be used.
+    fn advise(&self, file: &File, advice: libc::c_int) -> Result<()> {
+        // SAFETY: Plain system call on an open descriptor.
+        let result = unsafe { libc::posix_fadvise(file.as_raw_fd(), 0, 0, advice) };
+        if result != 0 {
+            return self.at("advise on", Err(io::Error::from_raw_os_error(result)));
+        }
+        Ok(())
+    }
+
     fn opt_in(&self, file: &File) -> Result<()> {
         let on: u32 = 1;
         // SAFETY: The descriptor is open, and the kernel reads one `__u32` from
@@ -341,15 +346,7 @@ impl Work {
 
     fn drop_cache(&self, file: &File) -> Result<()> {
         self.at("sync", file.sync_all())?;
-        // SAFETY: Plain system call on an open descriptor.
-        let result =
-            unsafe { libc::posix_fadvise(file.as_raw_fd(), 0, 0, libc::POSIX_FADV_DONTNEED) };
-        if result != 0 {
-            return self.at(
-                "drop the cache of",
-                Err(io::Error::from_raw_os_error(result)),
-            );
-        }
+        self.advise(file, libc::POSIX_FADV_DONTNEED)?;
         let path = Path::new("/proc/sys/vm/drop_caches");
         fs::write(path, "3").map_err(|source| WorkError::Io {
             action: "write",
@@ -453,38 +450,6 @@ fn percentile(sorted: &[u64], p: usize) -> u64 {
         .unwrap_or_default()
 }
 
-fn online_cpus() -> u32 {
-    // SAFETY: Plain library call without pointers.
-    let count = unsafe { libc::sysconf(libc::_SC_NPROCESSORS_ONLN) };
-    u32::try_from(count).unwrap_or(1).max(1)
-}
-
-/// Idle time of all CPUs since boot, ns. A task that waits for a drive makes
-/// its CPU count iowait, not idle; both are time without work.
-fn idle_ns() -> Result<u64> {
-    let path = Path::new("/proc/stat");
-    let stat = fs::read_to_string(path).map_err(|source| WorkError::Io {
-        action: "read",
-        path: path.to_owned(),
-        source,
-    })?;
-    // SAFETY: Plain library call without pointers.
-    let per_second = unsafe { libc::sysconf(libc::_SC_CLK_TCK) };
-    let tick_ns = 1_000_000_000 / u64::try_from(per_second).unwrap_or(100).max(1);
-    parse_idle(&stat)
-        .map(|ticks| ticks.saturating_mul(tick_ns))
-        .ok_or_else(|| WorkError::Invalid("/proc/stat has no line for all CPUs".to_owned()))
-}
-
-/// Idle and iowait ticks of the line for all CPUs.
-fn parse_idle(stat: &str) -> Option<u64> {
-    let line = stat.lines().find_map(|line| line.strip_prefix("cpu "))?;
-    let mut fields = line.split_whitespace().skip(3);
-    let idle: u64 = fields.next()?.parse().ok()?;
-    let iowait: u64 = fields.next()?.parse().ok()?;
-    idle.checked_add(iowait)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -545,13 +510,6 @@ mod tests {
         assert_eq!(percentile(&values, 99), 99);
         assert_eq!(percentile(&[5], 99), 5);
         assert_eq!(percentile(&[], 99), 0);
-    }
-
-    #[test]
-    fn test_parse_idle_adds_idle_and_iowait() {
-        let stat = "cpu  10 0 20 300 4 0 1 0 0 0\ncpu0 10 0 20 300 4 0 1 0 0 0\n";
-        assert_eq!(parse_idle(stat), Some(304));
-        assert_eq!(parse_idle("intr 1 2 3\n"), None);
     }
 
     #[test]
