@@ -230,7 +230,7 @@ impl Checker<'_> {
             &self.make,
             Start::AllNo,
             &self.fragments,
-            false,
+            &Fragments::default(),
             &config_log,
         )?;
         let log = logs.join(format!("check-{}.log", step.name));

@@ -24,7 +24,7 @@ use std::path::{
 type Wanted = BTreeMap<String, Option<String>>;
 
 /// Fragments put together, in order.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub(crate) struct Fragments {
     /// Their text.
     pub(crate) text: String,
@@ -73,14 +73,14 @@ pub(crate) enum Start<'a> {
 }
 
 /// Configures the build folder of `make`. The `.config` is left alone if it
-/// comes out the same, so that make sees no change. `strict`: fails if an
-/// option did not come out as the fragments ask.
+/// comes out the same, so that make sees no change. Fails if an option did not
+/// come out as the fragments in `required` ask, part or all of `fragments`.
 pub(crate) fn configure(
     ctx: &Context,
     make: &Make,
     start: Start,
     fragments: &Fragments,
-    strict: bool,
+    required: &Fragments,
     log: &Path,
 ) -> Result<()> {
     let out = make.out();
@@ -112,9 +112,7 @@ pub(crate) fn configure(
         return Ok(());
     }
     let text = fs::read_to_string(&new).at("read", &new)?;
-    if strict {
-        check(&fragments.text, &text)?;
-    }
+    check(&required.text, &text)?;
     let config = out.join(".config");
     if fs::read_to_string(&config).is_ok_and(|old| old == text) {
         fs::remove_file(&new).at("remove", &new)

@@ -143,34 +143,43 @@ fn add_times(hash: &mut Sha256, path: &Path) -> Result<()> {
     }
 }
 
-/// The source files of a tree, relative to it: those git tracks, else all.
+/// The source files of a tree, relative to it: those git tracks, as they lie
+/// there with what is changed and not committed; else all.
 fn list(dir: &Path) -> Result<Vec<Vec<u8>>> {
-    let tool = if dir.join(".git").exists() {
-        // As it lies there, with what is changed and not committed.
-        Tool::new("git").arg("-C").arg(dir).args(["ls-files", "-z"])
-    } else {
-        for leftover in [".config", "include/config", "vmlinux"] {
-            if dir.join(leftover).exists() {
-                return Err(Error::new(format!(
-                    "{} holds build output ({leftover})",
-                    dir.display()
-                ))
-                .hint(format!("run `make -C {} mrproper` first", dir.display())));
-            }
+    if dir.join(".git").exists() {
+        let tracked = names(&Tool::new("git").arg("-C").arg(dir).args(["ls-files", "-z"]))?;
+        // A repository without commits tracks nothing.
+        if tracked.iter().any(|name| name == b"Makefile") {
+            return Ok(tracked);
         }
-        Tool::new("find")
-            .args([".", "-not", "-type", "d", "-printf", "%P\\0"])
-            .dir(dir)
-    };
+    }
+    for leftover in [".config", "include/config", "vmlinux"] {
+        if dir.join(leftover).exists() {
+            return Err(
+                Error::new(format!("{} holds build output ({leftover})", dir.display()))
+                    .hint(format!("run `make -C {} mrproper` first", dir.display())),
+            );
+        }
+    }
+    names(
+        &Tool::new("find")
+            .args([".", "-path", "./.git", "-prune", "-o"])
+            .args(["-not", "-type", "d", "-printf", "%P\\0"])
+            .dir(dir),
+    )
+}
+
+/// The sorted names that a tool prints, each ended by a zero byte.
+fn names(tool: &Tool) -> Result<Vec<Vec<u8>>> {
     let output = tool.output()?.stdout;
-    let mut files: Vec<Vec<u8>> = output
+    let mut names: Vec<Vec<u8>> = output
         .split(|byte| *byte == 0)
         .filter(|name| !name.is_empty())
         .map(<[u8]>::to_vec)
         .collect();
-    files.sort();
-    files.dedup();
-    Ok(files)
+    names.sort();
+    names.dedup();
+    Ok(names)
 }
 
 fn untar(ctx: &Context, tarball: &Path, dir: &Path) -> Result<()> {
@@ -196,15 +205,15 @@ fn untar(ctx: &Context, tarball: &Path, dir: &Path) -> Result<()> {
 
 fn copy_tree(ctx: &Context, from: &Path, to: &Path) -> Result<()> {
     let names = to.join(".aios-files");
-    let tool = Tool::new("sh")
-        .args([
-            "-c",
-            "tar -C \"$1\" --null --no-recursion -T \"$2\" -cf - | tar --no-same-owner -xf - -C \"$3\"",
-            "sh",
-        ])
-        .arg(from)
+    let tool = Tool::new("xargs")
+        .arg("-0")
+        .arg("-a")
         .arg(&names)
-        .arg(to);
+        .args(["cp", "-a", "--no-preserve=ownership", "--reflink=auto"])
+        .args(["--parents", "-t"])
+        .arg(to)
+        .arg("--")
+        .dir(from);
     if ctx.dry_run {
         println!("{}", tool.line());
         return Ok(());
@@ -282,6 +291,44 @@ mod tests {
         fs::write(dir.path().join(".config"), "").unwrap();
         let error = list(dir.path()).unwrap_err().to_string();
         assert!(error.contains("mrproper"), "{error}");
+    }
+
+    #[test]
+    fn test_unpack_tree_copies_tracked_files_as_they_lie_there() {
+        let base = Base::load(&Path::new(env!("CARGO_MANIFEST_DIR")).join("..")).unwrap();
+        let (from, to) = (tempdir().unwrap(), tempdir().unwrap());
+        let git = |args: &[&str]| {
+            let tool = Tool::new("git").arg("-C").arg(from.path()).args(args);
+            tool.output().unwrap();
+        };
+        git(&["init", "-q"]);
+        for name in ["Makefile", "Kconfig", "stray.o"] {
+            fs::write(from.path().join(name), name).unwrap();
+        }
+        fs::create_dir(from.path().join("fs")).unwrap();
+        fs::write(from.path().join("fs/ a'b"), "odd").unwrap();
+        fs::write(from.path().join("fs/gone"), "").unwrap();
+        let ctx = Context::new(&crate::context::GlobalArgs {
+            verbose: 0,
+            dry_run: false,
+            cache: None,
+        })
+        .unwrap();
+        let origin = Origin::new(&base, Some(from.path())).unwrap();
+        // Without tracked files everything counts.
+        origin.unpack(&ctx, to.path()).unwrap();
+        assert!(to.path().join("stray.o").exists());
+        assert!(!to.path().join(".git").exists());
+        let to = tempdir().unwrap();
+        git(&["add", "Makefile", "Kconfig", "fs"]);
+        fs::remove_file(from.path().join("fs/gone")).unwrap();
+        fs::write(from.path().join("Makefile"), "changed").unwrap();
+        origin.unpack(&ctx, to.path()).unwrap();
+        let read = |name: &str| fs::read_to_string(to.path().join(name)).ok();
+        assert_eq!(read("Makefile").as_deref(), Some("changed"));
+        assert_eq!(read("fs/ a'b").as_deref(), Some("odd"));
+        assert_eq!(read("stray.o"), None);
+        assert_eq!(read(".aios-files"), None);
     }
 
     #[test]
