@@ -2,16 +2,19 @@
 //! `aios`: builds the patched kernel, boots it with an emulated NVMe drive and
 //! compares the asynchronous I/O stack with the native one.
 
+mod boot;
 mod compare;
 mod context;
 mod device;
 mod error;
+mod files;
 mod guest;
 mod kernel;
 mod process;
 mod profile;
 mod report;
 mod setup;
+mod space;
 mod stack;
 mod test;
 mod ui;
@@ -41,7 +44,7 @@ enum Command {
     /// Prepare, build, export or package the patched kernel.
     Kernel(kernel::Args),
     /// Boot a kernel with emulated NVMe and run a command in the guest.
-    Boot(guest::boot::Args),
+    Boot(boot::Args),
     /// Compare native, patched-but-off and async (the main job).
     Compare(compare::Args),
     /// Compare two earlier runs.
@@ -60,7 +63,7 @@ fn dispatch(cli: Cli) -> Result<u8> {
     match cli.command {
         Command::Doctor(args) => setup::doctor::run(&ctx?, &args),
         Command::Kernel(args) => kernel::run(&ctx?, &args),
-        Command::Boot(args) => guest::boot::run(&ctx?, &args),
+        Command::Boot(args) => boot::run(&ctx?, &args),
         Command::Compare(args) => compare::run(&ctx?, &args),
         Command::Report(args) => report::run(&ctx?, &args),
         Command::Profile(args) => profile::run(&ctx?, &args),

@@ -75,6 +75,21 @@ impl Stack {
             }
         }
     }
+
+    /// The shell script, for a guest of its flavour, that switches the stack and
+    /// mounts `drive` afresh, with an empty page cache. When the shell ends it
+    /// is unmounted.
+    pub(crate) fn mount_script(self, drive: &str, mount: &str) -> String {
+        let options = match self.mount_options() {
+            "" => "defaults",
+            options => options,
+        };
+        format!(
+            "{}\nmkdir -p {mount}\nmount -t ext4 -o {options} {drive} {mount}\n\
+             trap 'cd /; umount {mount}' EXIT\n",
+            self.switch_script(),
+        )
+    }
 }
 
 #[cfg(test)]

@@ -17,6 +17,7 @@ use super::workload::{
     Workload, //
 };
 use crate::context::Context;
+use crate::device;
 use crate::device::{
     Calibration,
     Model,
@@ -39,8 +40,6 @@ use crate::guest::{
 };
 use crate::kernel::Flavour;
 use crate::stack::Stack;
-use aios_guest::GUEST_BINARY;
-use serde::Deserialize;
 use std::path::{
     Path,
     PathBuf, //
@@ -55,11 +54,6 @@ pub(crate) const MEMORY_MIB: u32 = 512;
 const DRIVE: &str = "/dev/nvme0n1";
 /// Where it is mounted, in the guest.
 const MOUNT: &str = "/run/aios-drive";
-/// Reads that the calibration looks at: idle time is counted in 10 ms, which
-/// is then below one per cent.
-const CALIBRATION_READS: u32 = 3000;
-/// Measurements of the calibration.
-const CALIBRATIONS: u32 = 3;
 /// What a measurement may take beyond its own time.
 const GRACE: Duration = Duration::from_secs(120);
 
@@ -102,25 +96,6 @@ pub(crate) struct Emulated {
     _sockets: tempfile::TempDir,
 }
 
-/// What the guest's workload program prints, as far as it is read.
-#[derive(Debug, Deserialize)]
-struct WorkResult {
-    ops: u64,
-    elapsed_ns: u64,
-    idle_ns: u64,
-    cpus: u64,
-}
-
-impl WorkResult {
-    /// Processor time and waiting time of one operation, in nanoseconds.
-    fn split(&self) -> Option<(u64, u64)> {
-        let all = self.elapsed_ns.checked_mul(self.cpus)?;
-        let busy = all.saturating_sub(self.idle_ns).checked_div(self.ops)?;
-        let whole = self.elapsed_ns.checked_div(self.ops)?;
-        (busy > 0 && whole > 0).then(|| (busy, whole.saturating_sub(busy)))
-    }
-}
-
 impl Emulated {
     /// Boots all guests and leaves them standing still.
     pub(crate) fn boot(ctx: &Context, setup: &Setup<'_>, tools: Tools) -> Result<Self> {
@@ -146,24 +121,14 @@ impl Emulated {
             .find(|side| side.stack == Stack::Native)
             .ok_or_else(|| Error::new("no native guest was booted"))?;
         side.guest.resume()?;
-        // The first run fetches the program; of the others the least disturbed
-        // one counts.
-        let mut quickest: Option<WorkResult> = None;
-        for run in 0..=CALIBRATIONS {
-            let result = calibration_run(side)?;
-            if run > 0
-                && quickest
-                    .as_ref()
-                    .is_none_or(|other| result.elapsed_ns < other.elapsed_ns)
-            {
-                quickest = Some(result);
-            }
-        }
+        let calibration = device::calibrate(
+            model,
+            &mut side.guest,
+            &mut side.server,
+            &side.stack.mount_script(DRIVE, MOUNT),
+            &format!("{MOUNT}/{}", super::fio::DATA),
+        )?;
         side.guest.pause()?;
-        let (kernel_ns, device_ns) = quickest
-            .and_then(|result| result.split())
-            .ok_or_else(|| Error::new("the guest's calibration measured nothing"))?;
-        let calibration = Calibration::choose(model, kernel_ns, device_ns);
         for side in &mut self.sides {
             side.server
                 .set_latency(&calibration.read, &calibration.write)?;
@@ -200,8 +165,13 @@ impl Emulated {
         Ok(())
     }
 
-    /// Runs a command in each guest, in turns, and waits for all.
-    fn run(&mut self, commands: &[GuestCommand]) -> Result<Vec<GuestOutput>> {
+    /// Runs a command in each guest, in turns that go round in `order`, and
+    /// waits for all.
+    fn run(&mut self, order: &[Stack], commands: &[GuestCommand]) -> Result<Vec<GuestOutput>> {
+        let order: Vec<usize> = order
+            .iter()
+            .filter_map(|stack| self.sides.iter().position(|side| side.stack == *stack))
+            .collect();
         let (sender, results) = mpsc::channel();
         thread::scope(|scope| {
             let mut monitors = Vec::new();
@@ -213,24 +183,8 @@ impl Emulated {
                 scope.spawn(move || drop(sender.send((index, guest.run(command)))));
             }
             drop(sender);
-            turns::take(&mut monitors, &results, TURN)
+            turns::take(&mut monitors, &order, &results, TURN)
         })
-    }
-
-    /// Switches the stack and mounts the drive afresh, which empties its page
-    /// cache; unmounts when the script ends.
-    fn mount_script(stack: Stack) -> String {
-        let options = stack.mount_options();
-        format!(
-            "set -e\n{}\n[ -d {MOUNT} ] || mkdir {MOUNT}\nmount -t ext4 -o {} {DRIVE} {MOUNT}\n\
-             trap 'cd /; umount {MOUNT}' EXIT\ncd {MOUNT}\n",
-            stack.switch_script(),
-            if options.is_empty() {
-                "defaults"
-            } else {
-                options
-            }
-        )
     }
 }
 
@@ -241,7 +195,7 @@ impl Target for Emulated {
 
     fn measure(
         &mut self,
-        _order: &[Stack],
+        order: &[Stack],
         workloads: &[Workload],
         seed: u64,
     ) -> Result<Vec<(Stack, Vec<Measured>)>> {
@@ -253,8 +207,8 @@ impl Target for Emulated {
             .iter()
             .map(|side| {
                 let script = format!(
-                    "{}{}",
-                    Self::mount_script(side.stack),
+                    "set -e\n{}cd {MOUNT}\n{}",
+                    side.stack.mount_script(DRIVE, MOUNT),
                     script::of(workloads, &self.tools, None, &self.sizing, seed)
                 );
                 GuestCommand {
@@ -264,7 +218,7 @@ impl Target for Emulated {
                 }
             })
             .collect();
-        let outputs = self.run(&commands)?;
+        let outputs = self.run(order, &commands)?;
         self.sides
             .iter()
             .zip(outputs)
@@ -286,30 +240,6 @@ fn understood(workloads: &[Workload], output: &GuestOutput) -> Result<Vec<Measur
         return Err(failed(output.code, &output.stderr));
     }
     script::parse(workloads, &String::from_utf8_lossy(&output.stdout))
-}
-
-/// One measurement of reads without added latency.
-fn calibration_run(side: &mut Side) -> Result<WorkResult> {
-    let script = format!(
-        "{}{GUEST_BINARY} work randread --file {MOUNT}/{} --ops {CALIBRATION_READS} --warmup 200\n",
-        Emulated::mount_script(side.stack),
-        super::fio::DATA
-    );
-    let before = side.server.counters()?.reads;
-    let output = side.guest.sh(&script, GRACE)?;
-    let reads = side.server.counters()?.reads - before;
-    if reads < u64::from(CALIBRATION_READS) {
-        return Err(Error::new(format!(
-            "{CALIBRATION_READS} reads were measured and only {reads} reached the drive"
-        ))
-        .hint("see the guest's log in the output folder"));
-    }
-    serde_json::from_str(output.trim()).map_err(|error| {
-        Error::new(format!(
-            "the guest's calibration printed {output:?}: {error}"
-        ))
-        .hint("see the guest's log in the output folder")
-    })
 }
 
 /// The error of a tool that ended with `code`, with its last words.
@@ -342,9 +272,6 @@ fn boot_config(
     config.accel = setup.accel;
     config.drives = vec![Drive::new(Backend::Nbd(drive))];
     config.qemu = Monitor::args(&monitor_socket(sockets, stack));
-    // On a busy machine an emulated timer may miss the kernel's test of it,
-    // which is a panic where interrupts are remapped.
-    config.append = vec!["no_timer_check".to_owned()];
     Ok(config)
 }
 
@@ -381,42 +308,6 @@ fn monitor_socket(sockets: &Path, stack: Stack) -> PathBuf {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn test_split_one_processor_adds_up_to_elapsed() {
-        let text = r#"{"workload":"randread","ops":1000,"bs":4096,"elapsed_ns":300000000,"idle_ns":100000000,"cpus":1,"lat_mean_ns":3e5,"lat_p50_ns":1,"lat_p99_ns":1}"#;
-        let result: WorkResult = serde_json::from_str(text).unwrap();
-        assert_eq!(result.split(), Some((200_000, 100_000)));
-    }
-
-    #[test]
-    fn test_split_two_processors_leaves_out_the_idle_one() {
-        let result = WorkResult {
-            ops: 1000,
-            elapsed_ns: 300_000_000,
-            idle_ns: 400_000_000,
-            cpus: 2,
-        };
-        assert_eq!(result.split(), Some((200_000, 100_000)));
-    }
-
-    #[test]
-    fn test_split_nonsense_returns_none() {
-        for (ops, elapsed_ns, idle_ns, cpus) in [
-            (0, 1, 1, 1),
-            (10, 0, 0, 1),
-            (10, 5, 900, 1),
-            (1, u64::MAX, 0, 9),
-        ] {
-            let result = WorkResult {
-                ops,
-                elapsed_ns,
-                idle_ns,
-                cpus,
-            };
-            assert_eq!(result.split(), None, "{result:?}");
-        }
-    }
 
     #[test]
     fn test_failed_takes_last_words_of_a_progress_line() {

@@ -7,7 +7,6 @@ use super::db;
 use super::emulated::failed;
 use super::fio;
 use super::image::{
-    check_space,
     tidy,
     write_random, //
 };
@@ -30,6 +29,7 @@ use crate::process::{
     find_on_path, //
 };
 use crate::report::schema::HostInfo;
+use crate::space;
 use crate::stack::Stack;
 use std::fs;
 use std::fs::File;
@@ -257,7 +257,8 @@ fn make_files(
     } else {
         0
     };
-    check_space(place, (sizing.file_mib << 20) + db_bytes + (512 << 20))?;
+    let needed = (sizing.file_mib << 20) + db_bytes + (512 << 20);
+    space::check(place, needed, "the files to measure on")?;
     let dir = tempfile::Builder::new()
         .prefix("aios-compare-")
         .tempdir_in(place)

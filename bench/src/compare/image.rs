@@ -15,6 +15,7 @@ use crate::process::{
     Tool,
     find_on_path, //
 };
+use crate::space;
 use sha2::{
     Digest,
     Sha256, //
@@ -68,7 +69,8 @@ pub(crate) fn find_or_make(ctx: &Context, sizing: &Sizing) -> Result<Image> {
     }
     // The files once on their way, once in the image.
     let data_mib = sizing.file_mib + db::base_bytes(sizing.keys) / MIB;
-    check_space(&dir, (2 * data_mib + SLACK_MIB / 4) * MIB)?;
+    let needed = (2 * data_mib + SLACK_MIB / 4) * MIB;
+    space::check(&dir, needed, "the drive image")?;
     let bar = ctx.ui.spinner("making the drive image (once)");
     let staging = tempfile::Builder::new()
         .prefix(".making-")
@@ -131,23 +133,6 @@ fn format_tool(mke2fs: &Path, root: &Path, image: &Path, size_mib: u64) -> Tool 
         .arg(format!("{size_mib}M"))
 }
 
-/// Fails unless `dir` has room for `bytes`.
-pub(crate) fn check_space(dir: &Path, bytes: u64) -> Result<()> {
-    let found = rustix::fs::statvfs(dir)
-        .map_err(|error| Error::io("find the free space of", dir, &error.into()))?;
-    let free = found.f_bavail.saturating_mul(found.f_frsize);
-    if free >= bytes {
-        return Ok(());
-    }
-    Err(Error::new(format!(
-        "{} has {} MiB free, {} MiB are needed",
-        dir.display(),
-        free / MIB,
-        bytes.div_ceil(MIB)
-    ))
-    .hint("free some disk space, or choose another place (--cache DIR for the drive image)"))
-}
-
 /// A file of random bytes: nothing on the way may compress or skip them.
 pub(crate) fn write_random(path: &Path, mib: u64) -> Result<()> {
     let mut file = File::create(path).at("create", path)?;
@@ -192,17 +177,6 @@ mod tests {
         assert_eq!(key(&sizing(1), "v"), key(&longer, "v"));
         assert_ne!(key(&sizing(1), "v"), key(&sizing(2), "v"));
         assert_ne!(key(&sizing(1), "v"), key(&sizing(1), "w"));
-    }
-
-    #[test]
-    fn test_check_space_more_than_there_is_returns_error() {
-        let dir = tempfile::tempdir().unwrap();
-        check_space(dir.path(), 1).unwrap();
-        let error = check_space(dir.path(), u64::MAX).unwrap_err().to_string();
-        assert!(
-            error.contains("MiB free") && error.contains("--cache"),
-            "{error}"
-        );
     }
 
     #[test]

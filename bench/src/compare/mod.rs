@@ -25,6 +25,7 @@ use crate::error::{
 use crate::guest::{
     Accel,
     Iommu,
+    check_kernel,
     interrupt, //
 };
 use crate::kernel;
@@ -146,6 +147,9 @@ pub(crate) fn run(ctx: &Context, args: &Args) -> Result<u8> {
     if ctx.dry_run {
         return dry_run(ctx, args, &workloads, plan);
     }
+    for kernel in [&args.kernel_native, &args.kernel_patched] {
+        kernel.as_deref().map_or(Ok(()), check_kernel)?;
+    }
     interrupt::watch();
     let mut output = Output::prepare(args.out.as_deref())?;
     let done = match &args.host {
@@ -186,7 +190,7 @@ struct Done {
 
 /// How much is measured at a time.
 fn sizing(args: &Args) -> Result<Sizing> {
-    let runtime = Duration::from_millis(if args.quick { 500 } else { 2000 });
+    let runtime = Duration::from_millis(if args.quick { 750 } else { 2000 });
     let Some(target) = &args.host else {
         // Each alone fills the guest's memory; the database exceeds it.
         return Ok(Sizing {

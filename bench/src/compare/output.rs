@@ -6,7 +6,7 @@ use crate::error::{
     IoContext,
     Result, //
 };
-use crate::report;
+use crate::files;
 use std::fs;
 use std::path::{
     Path,
@@ -38,7 +38,7 @@ impl Output {
             .map(Path::to_owned)
             .collect();
         let output = Self { path, made };
-        report::check_writable(&output.path)?;
+        files::check_writable(&output.path)?;
         Ok(output)
     }
 

@@ -23,7 +23,7 @@ pub(crate) trait Target {
     fn stacks(&self) -> &'static [Stack];
 
     /// Runs `workloads` one after the other on each stack, each from a cold
-    /// cache: the stacks in `order` where they cannot take turns while they
+    /// cache. The stacks come in `order`, or take turns in it while they
     /// measure. The same `seed` reads the same offsets. One result for each
     /// workload on each stack.
     fn measure(
@@ -127,7 +127,7 @@ pub(crate) fn run(
     Ok(record)
 }
 
-/// Consecutive workloads, `most` at a time, of which one at most uses the
+/// Consecutive workloads, `most` at a time, of which one at most reads the
 /// database: the next would find its tables in the page cache.
 pub(crate) fn groups(workloads: &[Workload], most: usize) -> Vec<&[Workload]> {
     let mut groups = Vec::new();

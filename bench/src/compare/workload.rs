@@ -63,9 +63,9 @@ impl Workload {
         }
     }
 
-    /// Whether it needs the database.
+    /// Whether it reads the filled database.
     pub(crate) fn needs_db(&self) -> bool {
-        matches!(self.kind, Kind::Db(_))
+        matches!(self.kind, Kind::Db(bench) if bench != Bench::FillSync)
     }
 }
 

@@ -2,12 +2,15 @@
 //! A drive with a speed: our NBD server, and choosing its latency so that the
 //! ratio of kernel time to device time is that of a real drive.
 
+mod calibrate;
+pub(crate) mod image;
 mod server;
 
 pub(crate) use aios_disk::{
     Counters,
     Latency, //
 };
+pub(crate) use calibrate::calibrate;
 pub(crate) use server::{
     Server,
     serve, //

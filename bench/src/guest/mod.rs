@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: MIT
 //! The guest: QEMU with an emulated NVMe drive, and talking to what runs in it.
 
-pub(crate) mod boot;
 mod faults;
 mod initramfs;
 pub(crate) mod interrupt;
@@ -28,8 +27,11 @@ use aios_guest::protocol::{
     VERSION, //
 };
 use log::Log;
-use qemu::{
+pub(crate) use qemu::{
     Console,
+    check, //
+};
+use qemu::{
     Files,
     Machine, //
 };
@@ -250,7 +252,8 @@ impl Guest {
         Self::boot_on(ctx, config, Console::Log)
     }
 
-    fn boot_on(ctx: &Context, config: &BootConfig, console: Console) -> Result<Self> {
+    /// As [`Guest::boot`], with the console where `console` says.
+    pub(crate) fn boot_on(ctx: &Context, config: &BootConfig, console: Console) -> Result<Self> {
         interrupt::watch();
         // First, so that nothing missing here is taken for a fault of KVM.
         prepare(ctx, config)?;
@@ -441,7 +444,7 @@ impl Guest {
 
     /// Runs a shell on the console and waits for its end; its exit code. A
     /// guest that is switched off meanwhile gives 0.
-    fn shell(&mut self, shell: Shell) -> Result<i32> {
+    pub(crate) fn shell(&mut self, shell: Shell) -> Result<i32> {
         self.send(&Frame::Shell(shell))?;
         loop {
             interrupt::check()?;
@@ -469,6 +472,21 @@ impl Guest {
     pub(crate) fn resume(&mut self) -> Result<()> {
         self.qmp.execute("cont")?;
         Ok(())
+    }
+
+    /// Time that the host has given to the guest's CPUs so far, in
+    /// nanoseconds (Documentation/scheduler/sched-stats.rst).
+    pub(crate) fn cpu_time_ns(&mut self) -> Result<u64> {
+        let cpus = self.qmp.execute("query-cpus-fast")?;
+        let threads = cpus.as_array().map(Vec::as_slice).unwrap_or_default();
+        let time = |cpu: &serde_json::Value| {
+            let path = format!("/proc/{}/schedstat", cpu["thread-id"]);
+            let text = fs::read_to_string(&path).at("read", &path)?;
+            let first = text.split_whitespace().next().unwrap_or_default();
+            let wrong = |_| Error::new(format!("{path} holds {text:?}"));
+            first.parse::<u64>().map_err(wrong)
+        };
+        threads.iter().map(time).sum()
     }
 
     /// Powers off in order, then scans the whole console log for faults.
@@ -596,22 +614,32 @@ enum Received {
 
 /// Checks that what `config` names is there, and makes the initramfs.
 fn prepare(ctx: &Context, config: &BootConfig) -> Result<()> {
-    qemu::check(config)?;
-    if !config.kernel.is_file() {
-        return Err(
-            Error::new(format!("no kernel at {}", config.kernel.display()))
-                .hint("give the path of a bzImage"),
-        );
-    }
+    check(config)?;
+    check_kernel(&config.kernel)?;
     for drive in &config.drives {
-        if let Backend::File(image) = &drive.backend
-            && !image.exists()
-        {
-            return Err(Error::new(format!("no image at {}", image.display()))
-                .hint("give the path of a raw image or a block device"));
+        if let Backend::File(image) = &drive.backend {
+            check_image(image)?;
         }
     }
     write_initramfs(&init_binary(ctx)?, &initramfs_path(ctx))
+}
+
+/// Fails unless there is a file at `bzimage`.
+pub(crate) fn check_kernel(bzimage: &Path) -> Result<()> {
+    if bzimage.is_file() {
+        return Ok(());
+    }
+    Err(Error::new(format!("no kernel at {}", bzimage.display()))
+        .hint("give the path of a bzImage"))
+}
+
+/// Fails unless there is something at `image`.
+pub(crate) fn check_image(image: &Path) -> Result<()> {
+    if image.exists() {
+        return Ok(());
+    }
+    Err(Error::new(format!("no image at {}", image.display()))
+        .hint("give the path of a raw image or a block device"))
 }
 
 fn initramfs_path(ctx: &Context) -> PathBuf {

@@ -16,7 +16,6 @@ use super::prepare::{
     Kernel,
     State,
     check_path,
-    check_space,
     save_json, //
 };
 use super::series::{
@@ -43,6 +42,7 @@ use crate::setup::{
     Need,
     fetch::sha256_file, //
 };
+use crate::space;
 use serde::{
     Deserialize,
     Serialize, //
@@ -165,7 +165,14 @@ impl Job {
             ctx.cache_dir("log")?
         };
         let log = logs.join(format!("{name}-config.log"));
-        config::configure(ctx, &make, Start::AllNo, &self.fragments, true, &log)?;
+        config::configure(
+            ctx,
+            &make,
+            Start::AllNo,
+            &self.fragments,
+            &self.fragments,
+            &log,
+        )?;
         make.run(
             ctx,
             &["bzImage", "modules"],
@@ -255,7 +262,7 @@ pub(crate) fn build(
         return Ok(built);
     }
     if !job.out.exists() {
-        check_space(ctx.cache(), BUILD_SPACE, "a kernel build")?;
+        space::check(ctx.cache(), BUILD_SPACE, "a kernel build")?;
     }
     let commit = match flavour {
         Flavour::Native => kernel.state().base_commit.clone(),

@@ -7,7 +7,6 @@ use super::config::{
     Start, //
 };
 use super::make::Make;
-use super::prepare::check_space;
 use super::source::short;
 use super::{
     Flavour,
@@ -25,6 +24,7 @@ use crate::setup::{
     Need,
     kernel_tools, //
 };
+use crate::space;
 use std::fs;
 use std::path::{
     Path,
@@ -151,7 +151,7 @@ pub(super) fn deb(ctx: &Context, file: &Path, out: &Path, source: Option<&Path>)
     let parent = ctx.cache().join("build").join(name);
     let build = parent.join("linux");
     if !build.exists() {
-        check_space(ctx.cache(), DEB_SPACE, "a distribution's kernel")?;
+        space::check(ctx.cache(), DEB_SPACE, "a distribution's kernel")?;
     }
     if !ctx.dry_run {
         fs::create_dir_all(&build).at("create the folder", &build)?;
@@ -167,13 +167,15 @@ pub(super) fn deb(ctx: &Context, file: &Path, out: &Path, source: Option<&Path>)
     let flavour = Flavour::Patched;
     let make = Make::new(kernel.dir(), &build, flavour.local_version(), &tools);
     let fragments = Fragments::load(ctx.root(), &["deb", "aios"], &["aios"])?;
+    // What deb.config switches off may not exist for the machine at all.
+    let required = Fragments::load(ctx.root(), &["aios"], &["aios"])?;
     let start = Start::File(file);
     config::configure(
         ctx,
         &make,
         start,
         &fragments,
-        true,
+        &required,
         &logs.join("deb-config.log"),
     )?;
     let version = format!("KDEB_PKGVERSION={}-1", kernel.state().version);

@@ -27,12 +27,10 @@ use crate::error::{
     IoContext,
     Result, //
 };
+use crate::files;
 use crate::setup;
 use crate::setup::base::Base;
-use crate::setup::doctor::{
-    free_space,
-    gib, //
-};
+use crate::space;
 use serde::{
     Deserialize,
     Serialize, //
@@ -104,9 +102,7 @@ impl State {
 pub(crate) fn save_json<T: Serialize>(path: &Path, value: &T) -> Result<()> {
     let text = serde_json::to_vec_pretty(value)
         .map_err(|source| Error::new(format!("cannot write {}: {source}", path.display())))?;
-    let temp = path.with_extension("tmp");
-    fs::write(&temp, text).at("write", &temp)?;
-    fs::rename(&temp, path).at("write", path)
+    files::write_whole(path, text)
 }
 
 /// The kernel tree in the cache, locked against other runs.
@@ -245,7 +241,7 @@ fn import(ctx: &Context, base: &Base, origin: &Origin, git: &Git) -> Result<Stat
     if dir.exists() {
         fs::remove_dir_all(dir).at("remove", dir)?;
     }
-    check_space(ctx.cache(), SOURCE_SPACE, "kernel sources")?;
+    space::check(ctx.cache(), SOURCE_SPACE, "kernel sources")?;
     let fingerprint = origin.fingerprint()?;
     fs::create_dir_all(dir).at("create the folder", dir)?;
     let result = fill(ctx, base, origin, git, fingerprint);
@@ -459,20 +455,6 @@ fn apply_failure(stderr: &str, patch: &str) -> String {
     }
 }
 
-/// Fails if fewer than `needed` bytes are free for `what` below `dir`.
-pub(crate) fn check_space(dir: &Path, needed: u64, what: &str) -> Result<()> {
-    match free_space(dir) {
-        Some(free) if free < needed => Err(Error::new(format!(
-            "not enough disk space for {what}: {} free in {}, {} needed",
-            gib(free),
-            dir.display(),
-            gib(needed)
-        ))
-        .hint("free some, or choose another folder with --cache DIR")),
-        _ => Ok(()),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -641,11 +623,5 @@ mod tests {
     fn test_check_path_with_a_space_is_refused() {
         assert!(check_path(Path::new("/a b/c")).is_err());
         assert!(check_path(Path::new("/a_b/c-1.2")).is_ok());
-    }
-
-    #[test]
-    fn test_check_space_impossible_amount_says_both_numbers() {
-        let error = check_space(Path::new("/"), u64::MAX, "x").unwrap_err();
-        assert!(error.what().contains("needed"), "{error}");
     }
 }

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: MIT
 //! Counting: boots a guest with the plugin and runs the workload on its stacks.
 
-use super::image;
 use super::plugin;
 use super::workload::Workload;
 use crate::context::Context;
+use crate::device::image;
 use crate::device::{
     Latency,
     Server, //
@@ -189,9 +189,6 @@ fn boot_config(
     config.iommu = setup.iommu;
     // The plugin sees emulated instructions only.
     config.accel = Accel::Tcg;
-    // On a busy machine emulation is too slow for the kernel's check that the
-    // timer ticks as fast as it should.
-    config.append = vec!["no_timer_check".to_owned()];
     config.drives = vec![Drive::new(Backend::Nbd(socket.to_owned()))];
     config.qemu = plugin::qemu_args(
         setup.plugin,
@@ -199,28 +196,16 @@ fn boot_config(
         out,
         setup.workload.rules(),
     )?;
-    if setup.iommu != Iommu::Off {
-        // Four levels of page tables, as real machines have; without it old
-        // versions of QEMU make three, and mapping costs less.
-        config
-            .qemu
-            .extend(["-global", "intel-iommu.aw-bits=48"].map(str::to_owned));
-    }
     Ok(config)
 }
 
 /// Switches the stack, mounts the drive afresh (with an empty page cache), runs
 /// the workload and unmounts.
 fn script(stack: Stack, setup: &Setup<'_>, seed: u64) -> String {
-    let options = match stack.mount_options() {
-        "" => "defaults",
-        options => options,
-    };
     format!(
-        "{STEADY_ALLOCATOR}\n{}\nmkdir -p {MOUNT}\nmount -t ext4 -o {options} {DRIVE} {MOUNT}\n\
-         trap 'umount {MOUNT}' EXIT\n\
+        "{STEADY_ALLOCATOR}\n{}\
          {GUEST_BINARY} work {} --file {MOUNT}/{} --ops {} --warmup {WARMUP} --seed {seed}\n",
-        stack.switch_script(),
+        stack.mount_script(DRIVE, MOUNT),
         setup.workload.guest_args(),
         image::FILE,
         setup.ops,
@@ -289,7 +274,6 @@ mod tests {
         )
         .unwrap();
         assert_eq!((config.cpus, config.accel), (1, Accel::Tcg));
-        assert!(config.qemu.contains(&"intel-iommu.aw-bits=48".to_owned()));
         assert!(
             config.qemu[1].starts_with("/p.so,map=/map,out=/o,"),
             "{:?}",

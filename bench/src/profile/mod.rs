@@ -6,7 +6,6 @@
 //! what is left out is in the plugin's documentation (`aios-insn-plugin`). The
 //! guest has one CPU. Each repeat boots its guests afresh.
 
-mod image;
 mod layers;
 mod measure;
 mod plugin;
@@ -16,11 +15,13 @@ mod table;
 mod workload;
 
 use crate::context::Context;
+use crate::device::image;
 use crate::error::{
     Error,
     IoContext,
     Result, //
 };
+use crate::files;
 use crate::guest::{
     self,
     Iommu, //
@@ -50,7 +51,6 @@ use schema::{
 };
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::Write;
 use std::path::{
     Path,
     PathBuf, //
@@ -180,9 +180,9 @@ pub(crate) fn run(ctx: &Context, args: &Args) -> Result<u8> {
         .map_err(|error| Error::new(format!("cannot write the profile as JSON: {error}")))?;
     let text = table::table(&profile, args.top);
     if let Some(out) = &out {
-        write(&out.join("profile.json"), &json)?;
-        write(&out.join("profile.txt"), &text)?;
-        write(&out.join("profile.svg"), &svg::draw(&profile))?;
+        files::write_whole(&out.join("profile.json"), &json)?;
+        files::write_whole(&out.join("profile.txt"), &text)?;
+        files::write_whole(&out.join("profile.svg"), svg::draw(&profile))?;
         ctx.ui.say(format!(
             "profile.json, .txt and .svg are in {}",
             out.display()
@@ -217,22 +217,8 @@ fn check_size(workload: Workload, ops: u32) -> Result<()> {
 /// Makes the output folder and proves that it can be written to.
 fn prepare_out(out: &Path) -> Result<PathBuf> {
     let out = std::path::absolute(out).at("resolve", out)?;
-    fs::create_dir_all(&out).at("create the folder", &out)?;
-    tempfile::tempfile_in(&out).at("write to the folder", &out)?;
+    files::check_writable(&out)?;
     Ok(out)
-}
-
-/// Writes a file that appears whole or not at all.
-fn write(path: &Path, text: &str) -> Result<()> {
-    let dir = path.parent().unwrap_or(Path::new("."));
-    let mut file = tempfile::Builder::new()
-        .permissions(std::os::unix::fs::PermissionsExt::from_mode(0o644))
-        .tempfile_in(dir)
-        .at("create a file in", dir)?;
-    file.write_all(text.as_bytes()).at("write", path)?;
-    file.persist(path)
-        .map_err(|error| Error::io("write", path, &error.error))?;
-    Ok(())
 }
 
 /// A kernel with the stacks that are profiled on it.
@@ -352,19 +338,5 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let error = given_kernel(dir.path(), vec![Stack::Native]).unwrap_err();
         assert!(error.what().contains("bzImage is missing"), "{error}");
-    }
-
-    #[test]
-    fn test_prepare_out_unwritable_returns_error() {
-        let file = tempfile::NamedTempFile::new().unwrap();
-        assert!(prepare_out(&file.path().join("x")).is_err());
-    }
-
-    #[test]
-    fn test_write_leaves_one_whole_file() {
-        let dir = tempfile::tempdir().unwrap();
-        write(&dir.path().join("a"), "text").unwrap();
-        assert_eq!(fs::read_to_string(dir.path().join("a")).unwrap(), "text");
-        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
     }
 }

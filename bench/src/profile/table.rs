@@ -230,7 +230,8 @@ fn change(from: f64, to: f64) -> String {
 
 /// A rounded number with separators.
 pub(super) fn grouped(value: f64) -> String {
-    let digits = format!("{value:.0}");
+    // An empty sum is minus zero.
+    let digits = format!("{:.0}", value.round() + 0.0);
     let mut text = String::new();
     for (index, digit) in digits.chars().enumerate() {
         if index > 0 && (digits.len() - index).is_multiple_of(3) {
@@ -325,6 +326,7 @@ mod tests {
     fn test_grouped_and_change_are_for_people() {
         assert_eq!(grouped(13290.4), "13,290");
         assert_eq!(grouped(0.2), "0");
+        assert_eq!(grouped(-0.0), "0");
         assert_eq!(change(0.0, 12.0), "new");
         assert_eq!(change(10.0, 0.0), "-100.0 %");
         assert_eq!(change(10.0, 10.1), "·");

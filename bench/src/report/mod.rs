@@ -18,16 +18,15 @@ mod text;
 use crate::context::Context;
 use crate::error::{
     Error,
-    IoContext,
     Result, //
 };
+use crate::files;
 use difference::Differences;
 use schema::{
     Metric,
     Results, //
 };
 use stages::Stages;
-use std::fs;
 use std::io::Write;
 use std::path::{
     Path,
@@ -56,7 +55,7 @@ pub(crate) fn run(ctx: &Context, args: &Args) -> Result<u8> {
     let first = Results::load(&args.first)?;
     let second = Results::load(&args.second)?;
     if let Some(out) = &args.out {
-        check_writable(out)?;
+        files::check_writable(out)?;
     }
     let found = Differences::new(&first, &second);
     for warning in &found.warnings {
@@ -73,8 +72,8 @@ pub(crate) fn run(ctx: &Context, args: &Args) -> Result<u8> {
         print(&found.table(metrics(ctx), ctx.ui.colour()))?;
     }
     if let Some(out) = &args.out {
-        write_file(&out.join("difference.json"), &json)?;
-        write_file(&out.join("difference.md"), &found.markdown())?;
+        files::write_whole(&out.join("difference.json"), &json)?;
+        files::write_whole(&out.join("difference.md"), found.markdown())?;
     }
     Ok(0)
 }
@@ -92,10 +91,10 @@ fn metrics(ctx: &Context) -> &'static [Metric] {
 pub(crate) fn write(results: &Results, stages: Option<&Stages>, out: &Path) -> Result<()> {
     let derived = stages::from_latencies(results);
     let stages = stages.or(derived.as_ref());
-    write_file(&out.join("report.html"), &html::page(results, stages))?;
-    write_file(&out.join("report.md"), &markdown::document(results))?;
+    files::write_whole(&out.join("report.html"), html::page(results, stages))?;
+    files::write_whole(&out.join("report.md"), markdown::document(results))?;
     // Last: whoever finds it finds the others.
-    write_file(&out.join("results.json"), &to_json(results)?)
+    files::write_whole(&out.join("results.json"), &to_json(results)?)
 }
 
 /// Prints the summary, or the whole document with `json`.
@@ -116,14 +115,6 @@ pub(crate) fn show(ctx: &Context, results: &Results, json: bool) -> Result<()> {
     print(&out)
 }
 
-/// Creates `dir` and proves that files can be written there, so that a long
-/// run does not end with nothing to show.
-pub(crate) fn check_writable(dir: &Path) -> Result<()> {
-    fs::create_dir_all(dir).at("create the folder", dir)?;
-    tempfile::tempfile_in(dir).at("write into", dir)?;
-    Ok(())
-}
-
 fn to_json(value: &impl serde::Serialize) -> Result<String> {
     let mut json = serde_json::to_string(value)
         .map_err(|error| Error::new(format!("cannot write the results as JSON: {error}")))?;
@@ -141,23 +132,10 @@ fn print(text: &str) -> Result<()> {
     }
 }
 
-/// Writes a file as a whole or not at all.
-fn write_file(path: &Path, text: &str) -> Result<()> {
-    let dir = path.parent().unwrap_or(Path::new("."));
-    let mut file = tempfile::Builder::new()
-        .prefix(".aios-")
-        .permissions(std::os::unix::fs::PermissionsExt::from_mode(0o644))
-        .tempfile_in(dir)
-        .at("write into", dir)?;
-    file.write_all(text.as_bytes()).at("write", path)?;
-    file.persist(path)
-        .map_err(|error| Error::io("write", path, &error.error))?;
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::fs;
 
     #[test]
     fn test_write_leaves_the_three_files_and_nothing_else() {
@@ -172,21 +150,5 @@ mod tests {
         assert_eq!(names, ["report.html", "report.md", "results.json"]);
         let read = Results::load(&dir.path().join("results.json")).unwrap();
         assert_eq!(read.samples, results.samples);
-    }
-
-    #[test]
-    fn test_write_file_into_missing_folder_returns_error() {
-        let error = write_file(Path::new("/nonexistent/x"), "text").unwrap_err();
-        assert!(error.to_string().contains("/nonexistent"), "{error}");
-    }
-
-    #[test]
-    fn test_check_writable_below_a_file_returns_error() {
-        let file = tempfile::NamedTempFile::new().unwrap();
-        let error = check_writable(&file.path().join("sub")).unwrap_err();
-        assert!(
-            error.to_string().contains("cannot create the folder"),
-            "{error}"
-        );
     }
 }

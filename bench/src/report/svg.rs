@@ -259,7 +259,8 @@ pub(crate) fn heat_map(results: &Results) -> Option<String> {
             svg.text(
                 &format!("cell-text s{step}"),
                 (at.0 + size.0 / 2.0, at.1 + size.1 / 2.0 + 4.0),
-                &format!("{delta:+.0} %"),
+                // Adding zero turns a rounded -0 into 0.
+                &format!("{:+.0} %", delta.round() + 0.0),
             );
         }
     }

@@ -25,7 +25,10 @@ use crate::error::{
     Error,
     Result, //
 };
-use crate::process::Tool;
+use crate::space::{
+    self,
+    gib, //
+};
 use serde::Serialize;
 use std::fs;
 use std::path::Path;
@@ -256,28 +259,10 @@ fn rust_src(ctx: &Context, base: &Base) -> Finding {
     }
 }
 
-/// Free bytes for this user on the filesystem of `dir` or of its nearest
-/// existing ancestor.
-pub(crate) fn free_space(dir: &Path) -> Option<u64> {
-    let dir = dir.ancestors().find(|dir| dir.exists())?;
-    let text = Tool::new("df")
-        .args(["-B1", "--output=avail"])
-        .arg(dir)
-        .text()
-        .ok()?;
-    text.lines().last()?.trim().parse().ok()
-}
-
-/// Bytes as GiB with one digit after the point.
-#[expect(clippy::cast_precision_loss, reason = "shown with one digit")]
-pub(crate) fn gib(bytes: u64) -> String {
-    format!("{:.1} GiB", bytes as f64 / f64::from(1 << 30))
-}
-
 fn disk(ctx: &Context) -> Finding {
     let purpose = "hold sources and kernel builds";
     let place = ctx.cache().display();
-    match free_space(ctx.cache()) {
+    match space::free(ctx.cache()) {
         Some(free) if free >= DISK_NEEDED => finding(
             "disk space",
             purpose,
@@ -424,10 +409,5 @@ mod tests {
         );
         assert_eq!(text, "missing   x  be x  gone\n             -> get x\n");
         assert!(table(&[memory("")], true).contains('\x1b'));
-    }
-
-    #[test]
-    fn test_free_space_of_a_missing_folder_is_that_of_its_parent() {
-        assert!(free_space(Path::new("/nonexistent/a/b")).is_some());
     }
 }

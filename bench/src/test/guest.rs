@@ -297,6 +297,27 @@ pub(super) fn run(ctx: &Context, suite: &mut Suite) {
             Err(error) => suite.fail_all(each(), &error),
         }
     }
+    suite.case("guest/panic-fails-the-run", || panic_fails_the_run(ctx));
+}
+
+/// A guest that panics must fail the run at once, with the panic's own lines.
+fn panic_fails_the_run(ctx: &Context) -> Result<Outcome> {
+    let built = kernel::build(ctx, Flavour::Native, Variant::Bench, None)?;
+    let config = BootConfig::new(built.bzimage, "guest-panic", ctx.cache_dir("test")?);
+    let mut guest = Guest::boot(ctx, &config)?;
+    let begin = Instant::now();
+    let result = guest.sh("echo c > /proc/sysrq-trigger", SCRIPT_TIMEOUT);
+    let Err(error) = result else {
+        return Err(Error::new("a panic went unnoticed"));
+    };
+    check(begin.elapsed() < SCRIPT_TIMEOUT / 2, || {
+        format!("the panic was noticed after {:?} only", begin.elapsed())
+    })?;
+    let text = error.to_string();
+    check(text.contains("sysrq triggered crash"), || {
+        format!("the panic's message is not in {text:?}")
+    })?;
+    Ok(Outcome::Passed)
 }
 
 fn run_group(suite: &mut Suite, group: &Group, names: &[String], mut fixture: Fixture) {

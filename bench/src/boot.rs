@@ -1,22 +1,31 @@
 // SPDX-License-Identifier: MIT
 //! `aios boot`: a command, or a shell, in the guest.
 
-use super::qemu::Console;
-use super::{
+use crate::context::Context;
+use crate::device::{
+    self,
+    Calibration,
+    Latency,
+    Model,
+    Server,
+    image, //
+};
+use crate::error::{
+    Error,
+    IoContext,
+    Result, //
+};
+use crate::guest::{
+    self,
     Accel,
     Backend,
     BootConfig,
+    Console,
     Drive,
     Guest,
     GuestCommand,
     Iommu,
     Piece, //
-};
-use crate::context::Context;
-use crate::error::{
-    Error,
-    IoContext,
-    Result, //
 };
 use crate::kernel::{
     self,
@@ -27,6 +36,7 @@ use crate::setup::{
     self,
     Need, //
 };
+use crate::stack::Stack;
 use aios_guest::protocol::Shell;
 use std::io::{
     IsTerminal,
@@ -36,7 +46,13 @@ use std::path::{
     Path,
     PathBuf, //
 };
-use tempfile::NamedTempFile;
+use tempfile::{
+    NamedTempFile,
+    TempDir, //
+};
+
+/// The drive of the calibration, in its guest, and where it is mounted.
+const CALIBRATED: [&str; 2] = ["/dev/nvme0n1", "/run/aios-drive"];
 
 /// On or off.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -79,6 +95,10 @@ pub(crate) struct Args {
     /// drive that is thrown away at the end].
     #[arg(long, value_name = "FILE")]
     drive: Vec<PathBuf>,
+    /// Slow the drives down to what this one takes, against what the unpatched
+    /// kernel takes in a guest here.
+    #[arg(long, value_enum)]
+    device: Option<Model>,
     /// Size of the fresh drive and of null drives, in bytes or with K, M, G or T.
     #[arg(long, value_name = "SIZE", default_value = "1G", value_parser = parse_size)]
     drive_size: u64,
@@ -118,38 +138,153 @@ pub(crate) fn run(ctx: &Context, args: &Args) -> Result<u8> {
         return Err(Error::new("a shell in the guest wants a terminal")
             .hint("name a command: `cargo aios boot -- COMMAND`"));
     }
-    setup::ensure(ctx, &[Need::Boot])?;
-    let (kernel, name) = kernel(ctx, args)?;
     let out = match &args.out {
         Some(out) => out.clone(),
         None => ctx.cache().join("boot"),
     };
+    // What cannot be is said before anything is built for it.
+    check(args, &out)?;
+    setup::ensure(ctx, &[Need::Boot])?;
+    let (kernel, name) = kernel(ctx, args)?;
     let mut config = BootConfig {
-        cpus: args.cpus,
-        memory_mib: args.memory,
-        iommu: args.iommu,
-        accel: args.accel,
         append: args.append.clone(),
         qemu: args.qemu.clone(),
-        ..BootConfig::new(kernel, name, out)
+        ..machine(args, kernel, name, out)
     };
+    // Sockets of the drives: short paths.
+    let sockets = tempfile::tempdir().at("create a folder in", std::env::temp_dir())?;
+    let speed = match args.device {
+        Some(model) => Some(calibrate(ctx, args, model, &config.out, &sockets)?),
+        None => None,
+    };
+    let fresh = Fresh::new(ctx, args.drive_size)?;
+    let mut servers = Vec::new();
+    for image in images(args, &fresh) {
+        let backend = match (&speed, image.to_str()) {
+            (speed, Some("null")) => Backend::Null {
+                size: args.drive_size,
+                latency_ns: speed.as_ref().map_or(0, |(read, _)| read.at(50.0)),
+            },
+            (None, _) => Backend::File(image),
+            (Some((read, write)), _) => {
+                let name = format!("drive{}", servers.len());
+                let mut server = Server::start(ctx, &image, sockets.path(), &name, true)?;
+                server.set_latency(read, write)?;
+                let socket = server.socket();
+                servers.push(server);
+                Backend::Nbd(socket)
+            }
+        };
+        config.drives.push(drive(args, backend));
+    }
     if ctx.dry_run {
-        let fresh = ctx.cache().join("guest/drive.img");
-        config.drives = drives(args, &fresh);
         println!("{}", Guest::dry_line(ctx, &config)?);
         return Ok(0);
     }
-    let dir = ctx.cache_dir("guest")?;
-    let fresh = NamedTempFile::with_prefix_in("drive-", &dir).at("create a drive in", &dir)?;
-    fresh
-        .as_file()
-        .set_len(args.drive_size)
-        .at("size the drive", fresh.path())?;
-    config.drives = drives(args, fresh.path());
     if args.command.is_empty() {
         return shell(ctx, &config);
     }
     command(ctx, &config, args)
+}
+
+/// Fails where no such guest can be.
+fn check(args: &Args, out: &Path) -> Result<()> {
+    let mut config = machine(args, PathBuf::new(), "", out.to_owned());
+    let anything = Backend::Null {
+        size: args.drive_size,
+        latency_ns: 0,
+    };
+    config.drives.push(drive(args, anything));
+    guest::check(&config)?;
+    if let Some(kernel) = &args.kernel {
+        guest::check_kernel(kernel)?;
+    }
+    for image in &args.drive {
+        if image.as_os_str() != "null" {
+            guest::check_image(image)?;
+        }
+    }
+    Ok(())
+}
+
+fn drive(args: &Args, backend: Backend) -> Drive {
+    Drive {
+        backend,
+        queues: args.queues,
+        mdts: args.mdts,
+        lba: args.lba,
+        write_cache: args.write_cache == Switch::On,
+    }
+}
+
+/// The guest without drives.
+fn machine(args: &Args, kernel: PathBuf, name: &str, out: PathBuf) -> BootConfig {
+    BootConfig {
+        cpus: args.cpus,
+        memory_mib: args.memory,
+        iommu: args.iommu,
+        accel: args.accel,
+        ..BootConfig::new(kernel, name, out)
+    }
+}
+
+/// What to add to reads and to writes, by the reads of a native guest.
+fn calibrate(
+    ctx: &Context,
+    args: &Args,
+    model: Model,
+    out: &Path,
+    sockets: &TempDir,
+) -> Result<(Latency, Latency)> {
+    let native = kernel::build(ctx, Flavour::Native, Variant::Bench, args.source.as_deref())?;
+    let image = image::find_or_make(ctx)?;
+    let mut server = Server::start(ctx, &image, sockets.path(), "calibrated", false)?;
+    let mut config = machine(args, native.bzimage, "calibration", out.to_owned());
+    config.drives = vec![Drive::new(Backend::Nbd(server.socket()))];
+    if ctx.dry_run {
+        println!("{}", Guest::dry_line(ctx, &config)?);
+        return Ok((Latency::default(), Latency::default()));
+    }
+    let bar = ctx.ui.spinner("calibrating the drive");
+    let mut guest = Guest::boot(ctx, &config)?;
+    let [drive, mount] = CALIBRATED;
+    let chosen: Calibration = device::calibrate(
+        model,
+        &mut guest,
+        &mut server,
+        &Stack::Native.mount_script(drive, mount),
+        &format!("{mount}/{}", image::FILE),
+    )?;
+    guest.shutdown()?;
+    bar.finish_and_clear();
+    ctx.ui.say(chosen.describe());
+    Ok((chosen.read, chosen.write))
+}
+
+/// An empty drive that is gone afterwards; only its name with `--dry-run`.
+enum Fresh {
+    Made(NamedTempFile),
+    Named(PathBuf),
+}
+
+impl Fresh {
+    fn new(ctx: &Context, size: u64) -> Result<Self> {
+        if ctx.dry_run {
+            return Ok(Self::Named(ctx.cache().join("guest/drive.img")));
+        }
+        let dir = ctx.cache_dir("guest")?;
+        let file = NamedTempFile::with_prefix_in("drive-", &dir).at("create a drive in", &dir)?;
+        let sized = file.as_file().set_len(size);
+        sized.at("size the drive", file.path())?;
+        Ok(Self::Made(file))
+    }
+
+    fn path(&self) -> &Path {
+        match self {
+            Self::Made(file) => file.path(),
+            Self::Named(path) => path,
+        }
+    }
 }
 
 fn kernel(ctx: &Context, args: &Args) -> Result<(PathBuf, &'static str)> {
@@ -170,26 +305,12 @@ fn kernel(ctx: &Context, args: &Args) -> Result<(PathBuf, &'static str)> {
     Ok((built.bzimage, name))
 }
 
-fn drives(args: &Args, fresh: &Path) -> Vec<Drive> {
-    let images = match args.drive.as_slice() {
-        [] => vec![fresh.to_path_buf()],
+/// The drives' images, of which `null` is none.
+fn images(args: &Args, fresh: &Fresh) -> Vec<PathBuf> {
+    match args.drive.as_slice() {
+        [] => vec![fresh.path().to_path_buf()],
         given => given.to_vec(),
-    };
-    let backend = |image: PathBuf| match image.to_str() {
-        Some("null") => Backend::Null {
-            size: args.drive_size,
-            latency_ns: 0,
-        },
-        _ => Backend::File(image),
-    };
-    let drive = |image| Drive {
-        backend: backend(image),
-        queues: args.queues,
-        mdts: args.mdts,
-        lba: args.lba,
-        write_cache: args.write_cache == Switch::On,
-    };
-    images.into_iter().map(drive).collect()
+    }
 }
 
 fn command(ctx: &Context, config: &BootConfig, args: &Args) -> Result<u8> {
