@@ -10,4 +10,9 @@
 #![cfg_attr(all(not(kernel), not(test)), no_std)]
 #![forbid(unsafe_code)]
 
+pub mod chunk;
+pub mod nvme;
 pub mod poll;
+pub mod prp;
+pub mod ring;
+pub mod slots;
