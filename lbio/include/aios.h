@@ -21,10 +21,12 @@ struct folio;
  * struct aios_poll - one wait of a reader for a folio under read
  * @slot: what is known of such waits
  * @start: when it began, local_clock() in ns
+ * @budget: how long it may spin, in ns
  */
 struct aios_poll {
 	struct aios_poll_slot *slot;
 	u64 start;
+	u64 budget;
 };
 
 #ifdef CONFIG_AIOS

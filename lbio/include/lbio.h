@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0 */
 /*
- * Policies of the asynchronous I/O stack that are written in Rust
- * (block/lbio/policy.rs).
+ * The parts of the asynchronous I/O stack that are written in Rust: policies
+ * (block/lbio/policy.rs) and queue pairs (block/lbio/ring.rs).
  */
 #ifndef _LINUX_LBIO_H
 #define _LINUX_LBIO_H
@@ -10,5 +10,45 @@
 
 u64 lbio_poll_budget(u64 state, u64 max_ns);
 u64 lbio_poll_learn(u64 state, u64 waited_ns, u64 max_ns);
+
+/* Most commands outstanding in one queue pair. */
+#define LBIO_SLOTS		63
+
+/* Status of a command that was cancelled; no NVMe status field is so wide. */
+#define LBIO_CANCELLED		0xffff
+
+struct lbio_queue;
+struct lbio_ring;
+
+struct lbio_ring *lbio_ring_new(void *sqes, void *cqes, u16 depth);
+void lbio_ring_free(struct lbio_ring *ring);
+void lbio_ring_reset(struct lbio_ring *ring, u16 sq_id);
+s64 lbio_ring_submit(struct lbio_ring *ring, u32 nsid, u64 slba, u32 blocks,
+		     u64 dma);
+s32 lbio_ring_reap(struct lbio_ring *ring, struct lbio_queue *queue);
+s32 lbio_ring_poll(struct lbio_ring *ring, u16 slot);
+bool lbio_ring_sleep(struct lbio_ring *ring, u16 slot, u64 token);
+void lbio_ring_release(struct lbio_ring *ring, u16 slot);
+void lbio_ring_cancel(struct lbio_ring *ring);
+u64 lbio_ring_flying(struct lbio_ring *ring);
+
+/* What lbio_ring_reap() and lbio_ring_cancel() call. */
+void lbio_wake(u64 token);
+void lbio_stray(struct lbio_queue *queue, u16 sq_id, u16 cid, u16 status);
+
+/* State of a chunk of pages; only the functions below look inside. */
+struct lbio_chunk_state {
+	u8 pages;
+	u8 taken;
+	u8 flying;
+	bool retired;
+};
+
+void lbio_chunk_init(struct lbio_chunk_state *chunk, u32 pages);
+s32 lbio_chunk_take(struct lbio_chunk_state *chunk);
+void lbio_chunk_finish(struct lbio_chunk_state *chunk);
+void lbio_chunk_retire(struct lbio_chunk_state *chunk);
+bool lbio_chunk_has_pages(const struct lbio_chunk_state *chunk);
+bool lbio_chunk_is_idle(const struct lbio_chunk_state *chunk);
 
 #endif /* _LINUX_LBIO_H */

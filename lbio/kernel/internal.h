@@ -2,10 +2,194 @@
 #ifndef BLOCK_LBIO_INTERNAL_H
 #define BLOCK_LBIO_INTERNAL_H
 
+#include <linux/aios.h>
+#include <linux/cpufeature.h>
+#include <linux/lbio.h>
+#include <linux/lbio_dev.h>
+#include <linux/list.h>
+#include <linux/percpu.h>
+#include <linux/spinlock.h>
+#include <linux/types.h>
+#include <linux/workqueue.h>
+
+struct block_device;
 struct dentry;
 
 extern unsigned long aios_poll_max_ns;
 
+/*
+ * In a virtual machine a loop with PAUSE in it leaves the guest after a while
+ * (pause-loop exiting; an emulator does at once), as the host takes it for a
+ * lock whose holder does not run. That takes about as long as a read, and the
+ * CPU may be gone afterwards.
+ */
+static __always_inline void aios_spin_relax(void)
+{
+#ifdef CONFIG_X86
+	if (cpu_feature_enabled(X86_FEATURE_HYPERVISOR)) {
+		barrier();
+		return;
+	}
+#endif
+	cpu_relax();
+}
+
 void aios_poll_debugfs(struct dentry *root);
+void lbio_debugfs(struct dentry *root);
+
+u64 aios_poll_begin(struct aios_poll *poll, const struct inode *inode,
+		    size_t count);
+void aios_poll_end(struct aios_poll *poll, bool hit);
+
+/**
+ * enum lbio_event - what became of reads that LBIO was asked for
+ * @LBIO_EV_READ: served
+ * @LBIO_EV_EARLY: inserted into the page cache before submission
+ * @LBIO_EV_SLEPT: slept for
+ * @LBIO_EV_NO_DEV: not on a drive of LBIO's
+ * @LBIO_EV_SHARED: a scheduler, I/O control or tracing is active
+ * @LBIO_EV_SEQUENTIAL: part of a sequential stream
+ * @LBIO_EV_INVALIDATING: truncation or the like is under way
+ * @LBIO_EV_UNMAPPED: where the page is, is not known at once
+ * @LBIO_EV_FROZEN: the request queue is frozen
+ * @LBIO_EV_STOPPED: no live queue for this CPU
+ * @LBIO_EV_FULL: no free slot
+ * @LBIO_EV_NO_PAGE: no mapped page
+ * @LBIO_EV_PRESENT: somebody else inserted the page first
+ * @LBIO_EV_NO_MEMORY: the page cache cannot take the page
+ * @LBIO_EV_CHANGED: the file was opened for writing meanwhile
+ * @LBIO_EV_ERROR: the drive answered with an error
+ * @LBIO_EV_CANCELLED: the controller was disabled
+ * @LBIO_EV_STRAY: completions of no command
+ * @LBIO_EV_LATE: ticks that found what no interrupt had told
+ * @LBIO_EV_TIMEOUT: ticks that found a command lost
+ * @LBIO_EV_CHUNK: chunks mapped
+ * @LBIO_EV_SMALL_CHUNK: of those, smaller for want of memory
+ * @LBIO_NR_EVENTS: number of events
+ */
+enum lbio_event {
+	LBIO_EV_READ,
+	LBIO_EV_EARLY,
+	LBIO_EV_SLEPT,
+	LBIO_EV_NO_DEV,
+	LBIO_EV_SHARED,
+	LBIO_EV_SEQUENTIAL,
+	LBIO_EV_INVALIDATING,
+	LBIO_EV_UNMAPPED,
+	LBIO_EV_FROZEN,
+	LBIO_EV_STOPPED,
+	LBIO_EV_FULL,
+	LBIO_EV_NO_PAGE,
+	LBIO_EV_PRESENT,
+	LBIO_EV_NO_MEMORY,
+	LBIO_EV_CHANGED,
+	LBIO_EV_ERROR,
+	LBIO_EV_CANCELLED,
+	LBIO_EV_STRAY,
+	LBIO_EV_LATE,
+	LBIO_EV_TIMEOUT,
+	LBIO_EV_CHUNK,
+	LBIO_EV_SMALL_CHUNK,
+	LBIO_NR_EVENTS
+};
+
+DECLARE_PER_CPU(u64[LBIO_NR_EVENTS], lbio_events);
+
+static inline void lbio_count(enum lbio_event event)
+{
+	this_cpu_inc(lbio_events[event]);
+}
+
+/* How often the watchdog looks while anything is in flight or mapped. */
+#define LBIO_TICK		(HZ / 4)
+
+/**
+ * struct lbio_chunk - pages that are mapped for DMA together
+ * @list: in lbio_queue.full
+ * @state: which pages are taken and in flight
+ * @nr: number of pages
+ * @page: the first; the others follow it. The chunk holds a reference to each.
+ * @dma: bus address of the first; the others follow it
+ * @born: when it was mapped, in jiffies
+ */
+struct lbio_chunk {
+	struct list_head list;
+	struct lbio_chunk_state state;
+	unsigned int nr;
+	struct page *page;
+	dma_addr_t dma;
+	unsigned long born;
+};
+
+/**
+ * struct lbio_queue - a queue pair, its pool of pages, and its watchdog
+ * @dev: its controller
+ * @hw: the driver's part
+ * @ring: the rings and slots; the submission half is used under @sq_lock, the
+ * completion half under @cq_lock, slots by their owners
+ * @polled: it has no interrupt
+ * @live: the controller knows it. Written under both locks, read under either.
+ * @ticking: @tick is scheduled, or running and will schedule itself
+ * @used: a page was taken since @tick ran last
+ * @chunk: pages to take, or NULL
+ * @full: chunks that have no pages to take, and are not unmapped yet
+ * @started: when each slot's command was submitted, in jiffies
+ * @tick: finds lost interrupts, lost commands and old chunks
+ * @sq_lock: protects submission, and all above that changes; taken in process
+ * context only
+ * @cq_lock: protects completion; taken with interrupts disabled, inside @sq_lock
+ */
+struct lbio_queue {
+	struct lbio_dev *dev;
+	void *hw;
+	struct lbio_ring *ring;
+	bool polled;
+	bool live;
+	bool ticking;
+	bool used;
+	struct lbio_chunk *chunk;
+	struct list_head full;
+	unsigned long started[LBIO_SLOTS];
+	struct delayed_work tick;
+	spinlock_t sq_lock; /* submission and pool */
+	/* completion */
+	spinlock_t cq_lock ____cacheline_aligned_in_smp;
+};
+
+/**
+ * struct lbio_dev - a controller
+ * @dma_dev: the device that does DMA
+ * @name: for messages
+ * @ops: the driver's functions
+ * @priv: the driver's argument to them
+ * @timeout: time for a command, in jiffies
+ * @lazy: the IOMMU translates, and may be told late that a mapping is gone
+ * @map: each CPU's queue, or NULL
+ * @nr_queues: length of @queues
+ * @queues: all of them, live or not
+ */
+struct lbio_dev {
+	struct device *dma_dev;
+	const char *name;
+	const struct lbio_dev_ops *ops;
+	void *priv;
+	unsigned int timeout;
+	bool lazy;
+	struct lbio_queue **map;
+	unsigned int nr_queues;
+	struct lbio_queue queues[] __counted_by(nr_queues);
+};
+
+void lbio_reap(struct lbio_queue *queue);
+
+const struct lbio_ns *lbio_find_ns(struct block_device *bdev);
+bool lbio_may_map(const struct file *file);
+bool lbio_map(struct inode *inode, pgoff_t index, struct lbio_extent *extent);
+
+bool lbio_dma_lazy(struct device *dma_dev);
+void lbio_pool_refill(struct lbio_queue *queue);
+void lbio_pool_unmap_idle(struct lbio_queue *queue);
+void lbio_pool_tick(struct lbio_queue *queue);
+void lbio_pool_drain(struct lbio_queue *queue);
 
 #endif /* BLOCK_LBIO_INTERNAL_H */

@@ -17,7 +17,6 @@
  */
 
 #include <linux/aios.h>
-#include <linux/cpufeature.h>
 #include <linux/debugfs.h>
 #include <linux/hash.h>
 #include <linux/lbio.h>
@@ -87,23 +86,6 @@ static void aios_poll_learn(struct aios_poll *poll, u64 max_ns)
 }
 
 /*
- * In a virtual machine a loop with PAUSE in it leaves the guest after a while
- * (pause-loop exiting; an emulator does at once), as the host takes it for a
- * lock whose holder does not run. That takes about as long as a read, and the
- * CPU may be gone afterwards.
- */
-static __always_inline void aios_spin_relax(void)
-{
-#ifdef CONFIG_X86
-	if (cpu_feature_enabled(X86_FEATURE_HYPERVISOR)) {
-		barrier();
-		return;
-	}
-#endif
-	cpu_relax();
-}
-
-/*
  * The waiting loop, in a function of its own so that a profile tells waiting
  * from working. Returns whether the folio came unlocked.
  */
@@ -121,6 +103,38 @@ static noinline bool aios_spin_folio(struct folio *folio, u64 start, u64 budget)
 	return true;
 }
 
+/*
+ * Begins a wait for a read of @count bytes of @inode. Returns for how many
+ * nanoseconds to spin; aios_poll_end() has to be called in any case.
+ */
+u64 aios_poll_begin(struct aios_poll *poll, const struct inode *inode,
+		    size_t count)
+{
+	u64 max_ns = READ_ONCE(aios_poll_max_ns);
+
+	poll->slot = NULL;
+	if (!max_ns)
+		return 0;
+	poll->slot = aios_poll_slot(inode, count);
+	poll->start = local_clock();
+	poll->budget = lbio_poll_budget(READ_ONCE(poll->slot->state), max_ns);
+	return poll->budget;
+}
+
+/* Ends a wait, successful while spinning (@hit) or asleep, and learns from it. */
+void aios_poll_end(struct aios_poll *poll, bool hit)
+{
+	if (!poll->slot)
+		return;
+	if (hit)
+		this_cpu_inc(aios_poll_cpu.hits);
+	else if (poll->budget)
+		this_cpu_inc(aios_poll_cpu.misses);
+	else
+		this_cpu_inc(aios_poll_cpu.sleeps);
+	aios_poll_learn(poll, READ_ONCE(aios_poll_max_ns));
+}
+
 /**
  * aios_poll_folio - spin until a folio under read is up to date
  * @poll: filled in, for aios_poll_slept() if this fails
@@ -134,26 +148,14 @@ static noinline bool aios_spin_folio(struct folio *folio, u64 start, u64 budget)
 bool aios_poll_folio(struct aios_poll *poll, const struct inode *inode,
 		     struct folio *folio, size_t count)
 {
-	u64 max_ns = READ_ONCE(aios_poll_max_ns);
-	u64 budget;
-
 	poll->slot = NULL;
-	if (!max_ns || !folio_test_locked(folio))
+	if (!folio_test_locked(folio))
 		return folio_test_uptodate(folio);
 
-	poll->slot = aios_poll_slot(inode, count);
-	poll->start = local_clock();
-	budget = lbio_poll_budget(READ_ONCE(poll->slot->state), max_ns);
-	if (!budget) {
-		this_cpu_inc(aios_poll_cpu.sleeps);
+	if (!aios_poll_begin(poll, inode, count) ||
+	    !aios_spin_folio(folio, poll->start, poll->budget))
 		return false;
-	}
-	if (!aios_spin_folio(folio, poll->start, budget)) {
-		this_cpu_inc(aios_poll_cpu.misses);
-		return false;
-	}
-	this_cpu_inc(aios_poll_cpu.hits);
-	aios_poll_learn(poll, max_ns);
+	aios_poll_end(poll, true);
 	/* A failed read is not up to date; its retry is no wait to learn from. */
 	poll->slot = NULL;
 	return folio_test_uptodate(folio);
@@ -165,8 +167,7 @@ bool aios_poll_folio(struct aios_poll *poll, const struct inode *inode,
  */
 void aios_poll_slept(struct aios_poll *poll)
 {
-	if (poll->slot)
-		aios_poll_learn(poll, READ_ONCE(aios_poll_max_ns));
+	aios_poll_end(poll, false);
 }
 
 static int poll_show(struct seq_file *m, void *unused)

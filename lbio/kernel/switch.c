@@ -82,6 +82,7 @@ static const struct attribute_group aios_group = {
 static int __init aios_init(void)
 {
 	struct kobject *kobj;
+	struct dentry *root;
 	int error;
 
 	kobj = kobject_create_and_add("aios", kernel_kobj);
@@ -94,7 +95,9 @@ static int __init aios_init(void)
 		return error;
 	}
 
-	aios_poll_debugfs(debugfs_create_dir("aios", NULL));
+	root = debugfs_create_dir("aios", NULL);
+	aios_poll_debugfs(root);
+	lbio_debugfs(root);
 	return 0;
 }
 late_initcall(aios_init);

@@ -65,6 +65,10 @@ pub struct Race {
     /// Seed of what the writer and the readers choose.
     #[arg(long, default_value_t = 1)]
     pub seed: u64,
+    /// Open the file for writing only while a change is made, so that nobody
+    /// has it open for writing most of the time.
+    #[arg(long)]
+    pub reopen: bool,
 }
 
 /// What was raced.
@@ -167,15 +171,17 @@ impl Race {
             return Err(RaceError::Size(self.size));
         }
         let blocks: Vec<Block> = (0..count).map(|_| Block::default()).collect();
-        let file = self.open("create", |options| options.create(true).truncate(true))?;
-        let direct = self.open("open for direct I/O", |options| {
-            options.custom_flags(libc::O_DIRECT)
+        let file = self.open("create", |options| {
+            options.write(true).create(true).truncate(true)
         })?;
 
         // Generation 1 is what the file starts with.
         for index in 0..count {
             self.write(&file, &blocks, index)?;
         }
+        drop(file);
+        // Not open for writing; enough to sync and to evict.
+        let evicted = self.open("open", |options| options)?;
 
         let stop = AtomicBool::new(false);
         let failure: Mutex<Option<RaceError>> = Mutex::new(None);
@@ -211,29 +217,18 @@ impl Race {
             // Evicts what is clean, so that readers miss the cache.
             scope.spawn(|| {
                 while go_on() {
-                    if let Err(source) = file.sync_data() {
+                    if let Err(source) = evicted.sync_data() {
                         fail(self.error("sync", source));
                     }
                     // SAFETY: Plain system call on an open descriptor.
                     unsafe {
-                        libc::posix_fadvise(file.as_raw_fd(), 0, 0, libc::POSIX_FADV_DONTNEED)
+                        libc::posix_fadvise(evicted.as_raw_fd(), 0, 0, libc::POSIX_FADV_DONTNEED)
                     };
                     thread::sleep(Duration::from_millis(1));
                 }
             });
-            let mut rng = Rng(self.seed | 1);
-            while go_on() {
-                let index = rng.below(count);
-                let result = match rng.below(16) {
-                    0 => self.truncate(&file, &blocks, index),
-                    1..=3 => self.punch(&file, &blocks, index),
-                    4..=7 => self.write(&direct, &blocks, index),
-                    _ => self.write(&file, &blocks, index),
-                };
-                if let Err(error) = result {
-                    fail(error);
-                }
-                changes.fetch_add(1, SeqCst);
+            if let Err(error) = self.change(&blocks, &changes, go_on) {
+                fail(error);
             }
         });
 
@@ -246,12 +241,59 @@ impl Race {
         }
     }
 
+    /// Changes the file until it is told to stop.
+    fn change(
+        &self,
+        blocks: &[Block],
+        changes: &AtomicU64,
+        go_on: impl Fn() -> bool,
+    ) -> Result<()> {
+        let open = |flags| {
+            self.open("open for writing", |options| {
+                options.write(true).custom_flags(flags)
+            })
+        };
+        let kept = if self.reopen {
+            None
+        } else {
+            Some((open(0)?, open(libc::O_DIRECT)?))
+        };
+        let mut rng = Rng(self.seed | 1);
+        while go_on() {
+            let index = rng.below(blocks.len() as u64);
+            let what = rng.below(16);
+            let mut opened = None;
+            let file = match &kept {
+                Some((_, direct)) if (4..=7).contains(&what) => direct,
+                Some((file, _)) => file,
+                None => {
+                    let direct = (4..=7).contains(&what);
+                    &*opened.insert(open(if direct { libc::O_DIRECT } else { 0 })?)
+                }
+            };
+            match what {
+                0 => self.truncate(file, blocks, index),
+                1..=3 => self.punch(file, blocks, index),
+                _ => self.write(file, blocks, index),
+            }?;
+            changes.fetch_add(1, SeqCst);
+            if self.reopen {
+                // Nothing dirty, and nobody to write: for long enough to read.
+                file.sync_data()
+                    .map_err(|source| self.error("sync", source))?;
+                drop(opened);
+                thread::sleep(Duration::from_micros(rng.below(4000)));
+            }
+        }
+        Ok(())
+    }
+
     fn open(
         &self,
         action: &'static str,
         with: impl FnOnce(&mut std::fs::OpenOptions) -> &mut std::fs::OpenOptions,
     ) -> Result<File> {
-        with(File::options().read(true).write(true))
+        with(File::options().read(true))
             .open(&self.file)
             .map_err(|source| self.error(action, source))
     }
@@ -414,6 +456,7 @@ mod tests {
             readers: 2,
             seconds: 1,
             seed: 3,
+            reopen: true,
         };
         let result = race.run();
         let _ = std::fs::remove_file(&file);

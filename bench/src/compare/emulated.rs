@@ -272,6 +272,10 @@ fn boot_config(
     config.accel = setup.accel;
     config.drives = vec![Drive::new(Backend::Nbd(drive))];
     config.qemu = Monitor::args(&monitor_socket(sockets, stack));
+    if stack == Stack::Async {
+        let queues = format!("nvme.lbio_queues={}", setup.cpus);
+        config.append.push(queues);
+    }
     Ok(config)
 }
 

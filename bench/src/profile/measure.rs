@@ -83,6 +83,8 @@ pub(crate) struct Setup<'a> {
     pub(crate) ops: u32,
     /// Seed of the random offsets.
     pub(crate) seed: u64,
+    /// Command line of the patched kernel.
+    pub(crate) append: &'a [String],
     /// Where logs go.
     pub(crate) logs: &'a Path,
 }
@@ -189,6 +191,9 @@ fn boot_config(
     config.iommu = setup.iommu;
     // The plugin sees emulated instructions only.
     config.accel = Accel::Tcg;
+    if name != "native" {
+        config.append.extend_from_slice(setup.append);
+    }
     config.drives = vec![Drive::new(Backend::Nbd(socket.to_owned()))];
     config.qemu = plugin::qemu_args(
         setup.plugin,
@@ -243,6 +248,7 @@ mod tests {
             workload: Workload::RandreadDirect,
             ops: 7,
             seed: 3,
+            append: &[],
             logs: Path::new("/logs"),
         }
     }

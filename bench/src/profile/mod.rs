@@ -89,6 +89,9 @@ pub(crate) struct Args {
     /// How the IOMMU treats the drive.
     #[arg(long, value_enum, default_value_t = Iommu::Lazy)]
     iommu: Iommu,
+    /// Kernel command line of the patched kernel; may be repeated.
+    #[arg(long, value_name = "WORDS", default_value = "nvme.lbio_queues=1")]
+    append: Vec<String>,
     /// Seed of the random offsets.
     #[arg(long, default_value_t = 1)]
     seed: u64,
@@ -130,6 +133,7 @@ pub(crate) fn run(ctx: &Context, args: &Args) -> Result<u8> {
         workload: args.workload,
         ops,
         seed: args.seed,
+        append: &args.append,
         logs: &logs,
     };
 

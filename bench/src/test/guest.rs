@@ -60,7 +60,33 @@ struct Group {
     iommu: Iommu,
     lba: u32,
     write_cache: bool,
+    /// Queues for reads around the block layer, beside one per CPU.
+    lbio: Lbio,
     cases: &'static [Case],
+}
+
+/// Queues of LBIO.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Lbio {
+    None,
+    /// One per CPU, with interrupts.
+    Interrupts,
+    /// One per CPU, without.
+    Polled,
+    /// Asked for, but the controller has none left.
+    Denied,
+}
+
+impl Lbio {
+    /// Words for the kernel's command line, for a guest with `cpus`.
+    fn parameters(self, cpus: u32) -> Vec<String> {
+        let queues = format!("nvme.lbio_queues={cpus}");
+        match self {
+            Self::None => Vec::new(),
+            Self::Interrupts | Self::Denied => vec![queues],
+            Self::Polled => vec![queues, "nvme.lbio_polled=1".to_owned()],
+        }
+    }
 }
 
 /// One case: its name, and what it does with the group's guest.
@@ -125,6 +151,28 @@ impl Fixture {
         self.server.set_latency(&latency, &latency)
     }
 
+    /// A counter of `/sys/kernel/debug/aios/lbio`.
+    fn lbio(&mut self, event: &str) -> Result<u64> {
+        let text = self.sh("cat /sys/kernel/debug/aios/lbio")?;
+        text.lines()
+            .find_map(|line| {
+                let (name, value) = line.split_once(' ')?;
+                (name == event).then(|| value.trim().parse().ok())?
+            })
+            .ok_or_else(|| Error::new(format!("debugfs aios/lbio says no {event}: {text:?}")))
+    }
+
+    /// How often `event` happened in `what`.
+    fn lbio_during(
+        &mut self,
+        event: &str,
+        what: impl FnOnce(&mut Self) -> Result<()>,
+    ) -> Result<u64> {
+        let before = self.lbio(event)?;
+        what(self)?;
+        Ok(self.lbio(event)? - before)
+    }
+
     fn polls(&mut self) -> Result<Polls> {
         let text = self.sh("cat /sys/kernel/debug/aios/poll")?;
         let value = |name: &str| {
@@ -165,6 +213,7 @@ const NATIVE: Group = Group {
     iommu: Iommu::Lazy,
     lba: 512,
     write_cache: true,
+    lbio: Lbio::None,
     cases: &[
         ("boots", boots),
         ("fio-verify", |f| {
@@ -186,6 +235,7 @@ const PATCHED: Group = Group {
     iommu: Iommu::Lazy,
     lba: 512,
     write_cache: true,
+    lbio: Lbio::None,
     cases: &[
         ("boots", boots),
         ("off-by-default", off_by_default),
@@ -231,12 +281,14 @@ const STRICT: Group = Group {
     iommu: Iommu::Strict,
     lba: 4096,
     write_cache: false,
+    lbio: Lbio::Interrupts,
     cases: &[
         ("boots", boots),
         ("fio-verify-on", |f| {
             f.mount("aios", true, 100_000_000)?;
             fio_verify(f)
         }),
+        ("lbio-serves-reads", lbio_serves_reads),
     ],
 };
 
@@ -248,12 +300,14 @@ const NO_IOMMU: Group = Group {
     iommu: Iommu::Off,
     lba: 512,
     write_cache: true,
+    lbio: Lbio::Polled,
     cases: &[
         ("boots", boots),
         ("fio-verify-on", |f| {
             f.mount("aios", true, 100_000_000)?;
             fio_verify(f)
         }),
+        ("lbio-serves-reads", lbio_serves_reads),
     ],
 };
 
@@ -265,6 +319,7 @@ const DEBUG: Group = Group {
     iommu: Iommu::Strict,
     lba: 512,
     write_cache: true,
+    lbio: Lbio::Interrupts,
     cases: &[
         ("boots", boots),
         ("kunit", kunit),
@@ -273,10 +328,73 @@ const DEBUG: Group = Group {
             fio_verify(f)
         }),
         ("truncate-against-readers", truncate_against_readers),
+        ("lbio-serves-reads", lbio_serves_reads),
+        ("lbio-changes-against-readers", lbio_changes_against_readers),
+        ("lbio-reset-under-load", lbio_reset_under_load),
+        ("lbio-removal-under-load", lbio_removal_under_load),
     ],
 };
 
-const GROUPS: &[&Group] = &[&NATIVE, &PATCHED, &STRICT, &NO_IOMMU, &DEBUG];
+const LBIO: Group = Group {
+    name: "guest/lbio",
+    flavour: Flavour::Patched,
+    variant: Variant::Bench,
+    cpus: 2,
+    iommu: Iommu::Lazy,
+    lba: 512,
+    write_cache: true,
+    lbio: Lbio::Interrupts,
+    cases: LBIO_CASES,
+};
+
+const LBIO_POLLED: Group = Group {
+    name: "guest/lbio-polled",
+    lbio: Lbio::Polled,
+    ..LBIO
+};
+
+const LBIO_CASES: &[Case] = &[
+    ("boots", boots),
+    ("serves-reads", lbio_serves_reads),
+    ("sleeps", lbio_sleeps),
+    ("leaves-others-alone", lbio_leaves_others_alone),
+    ("fio-verify-on", |f| {
+        f.mount("aios", true, 100_000_000)?;
+        fio_verify(f)
+    }),
+    ("changes-against-readers", lbio_changes_against_readers),
+    ("cpu-hotplug-under-load", lbio_cpu_hotplug_under_load),
+    ("reset-under-load", lbio_reset_under_load),
+    ("removal-under-load", lbio_removal_under_load),
+];
+
+const LBIO_DENIED: Group = Group {
+    name: "guest/lbio-denied",
+    lbio: Lbio::Denied,
+    cases: &[
+        ("boots", boots),
+        ("says-why", |f| {
+            f.sh("grep -qx 'off: the controller has no more queues' /sys/block/nvme0n1/lbio")
+                .map(drop)
+        }),
+        ("fio-verify-on", |f| {
+            f.mount("aios", true, 100_000_000)?;
+            fio_verify(f)
+        }),
+    ],
+    ..LBIO
+};
+
+const GROUPS: &[&Group] = &[
+    &NATIVE,
+    &PATCHED,
+    &STRICT,
+    &NO_IOMMU,
+    &LBIO,
+    &LBIO_POLLED,
+    &LBIO_DENIED,
+    &DEBUG,
+];
 
 /// Runs the guest's cases.
 pub(super) fn run(ctx: &Context, suite: &mut Suite) {
@@ -349,12 +467,15 @@ fn start(ctx: &Context, group: &Group) -> Result<Fixture> {
             iommu: group.iommu,
             drives: vec![Drive {
                 backend: Backend::Nbd(server.socket()),
-                queues: group.cpus,
+                queues: match group.lbio {
+                    Lbio::None | Lbio::Denied => group.cpus,
+                    Lbio::Interrupts | Lbio::Polled => 2 * group.cpus,
+                },
                 mdts: 7,
                 lba: group.lba,
                 write_cache: group.write_cache,
             }],
-            append: Vec::new(),
+            append: group.lbio.parameters(group.cpus),
             qemu: Vec::new(),
             out,
             boot_timeout: Duration::from_secs(180),
@@ -491,6 +612,110 @@ fn truncate_against_readers(f: &mut Fixture) -> Result<()> {
     f.mount("aios", true, 100_000_000)?;
     f.sh("/aios-guest race --file /mnt/t/race --size 1048576 --readers 3 --seconds 8 --seed 5")
         .map(drop)
+}
+
+fn lbio_serves_reads(f: &mut Fixture) -> Result<()> {
+    f.sh("grep -qx on /sys/block/nvme0n1/lbio")?;
+    f.mount("aios", true, 100_000_000)?;
+    // Where its blocks are is known once somebody has looked.
+    f.sh("cat /mnt/t/data >/dev/null")?;
+    let sectors = "awk '$3 == \"nvme0n1\" { print $6 }' /proc/diskstats";
+    let before: u64 = number(&f.sh(sectors)?)?;
+    let served = f.lbio_during("read", |f| f.read(400, "").map(drop))?;
+    let sectors = number(&f.sh(sectors)?)? - before;
+    check(served >= 350 && sectors >= 8 * served, || {
+        format!("400 reads that miss: {served} served, {sectors} sectors in diskstats")
+    })
+}
+
+fn lbio_sleeps(f: &mut Fixture) -> Result<()> {
+    f.mount("aios", true, 0)?;
+    f.sh("cat /mnt/t/data >/dev/null")?;
+    let slept = f.lbio_during("slept", |f| f.read(200, "").map(drop))?;
+    check(slept >= 150, || {
+        format!("200 reads without spinning, {slept} asleep")
+    })
+}
+
+/// Switched off, not opted in, or with a scheduler that wants to see it all.
+fn lbio_leaves_others_alone(f: &mut Fixture) -> Result<()> {
+    for (options, enabled) in [("aios", false), ("noaios", true)] {
+        f.mount(options, enabled, 0)?;
+        f.sh("cat /mnt/t/data >/dev/null")?;
+        let served = f.lbio_during("read", |f| f.read(100, "").map(drop))?;
+        check(served == 0, || format!("{options}, {enabled}: {served}"))?;
+    }
+    Ok(())
+}
+
+/// As [`truncate_against_readers`], with the file open for writing all the time
+/// and with it open only now and then: LBIO has a way for each.
+fn lbio_changes_against_readers(f: &mut Fixture) -> Result<()> {
+    f.mount("aios", true, 100_000_000)?;
+    for (mode, event) in [("", "early"), ("--reopen", "read")] {
+        let served = f.lbio_during(event, |f| {
+            f.sh(&format!(
+                "/aios-guest race --file /mnt/t/race --size 1048576 --readers 3 --seconds 10 \
+                 --seed 9 {mode}"
+            ))
+            .map(drop)
+        })?;
+        check(served > 0, || format!("race {mode}: nothing {event}"))?;
+    }
+    Ok(())
+}
+
+/// Interrupts that are bound to a CPU go with it.
+fn lbio_cpu_hotplug_under_load(f: &mut Fixture) -> Result<()> {
+    f.mount("aios", true, 0)?;
+    f.sh(
+        "/aios-guest race --file /mnt/t/race --size 1048576 --readers 3 --seconds 10 --seed 4 \
+         --reopen >/dev/null & pid=$!; \
+         for i in 1 2 3 4; do echo 0 > /sys/devices/system/cpu/cpu1/online; sleep 1; \
+             echo 1 > /sys/devices/system/cpu/cpu1/online; sleep 1; done; \
+         wait $pid",
+    )
+    .map(drop)
+}
+
+/// Readers see neither errors nor old data, and all of them come back.
+fn lbio_reset_under_load(f: &mut Fixture) -> Result<()> {
+    f.mount("aios", true, 100_000_000)?;
+    let served = f.lbio_during("read", |f| {
+        f.sh(
+            "/aios-guest race --file /mnt/t/race --size 1048576 --readers 3 --seconds 15 \
+             --seed 6 --reopen >/dev/null & pid=$!; \
+             for i in 1 2 3 4 5; do sleep 1; \
+                 echo 1 > /sys/class/nvme/nvme0/reset_controller; done; \
+             wait $pid",
+        )
+        .map(drop)
+    })?;
+    check(served > 0, || "nothing read".to_owned())?;
+    lbio_serves_reads(f)
+}
+
+/// Readers get errors and come back; the drive can be found again.
+fn lbio_removal_under_load(f: &mut Fixture) -> Result<()> {
+    f.mount("aios,errors=continue", true, 100_000_000)?;
+    f.sh("cat /mnt/t/data >/dev/null; \
+         dev=$(readlink -f /sys/class/nvme/nvme0/device); pids=; \
+         for seed in 1 2 3; do (while /aios-guest work randread --file /mnt/t/data \
+             --size 16777216 --bs 4096 --ops 2000 --warmup 0 --seed $seed \
+             >/dev/null 2>&1; do :; done) & pids=\"$pids $!\"; done; \
+         sleep 2; echo 1 > $dev/remove; for pid in $pids; do wait $pid || :; done; \
+         ! test -e /sys/block/nvme0n1; umount /mnt/t; \
+         echo 1 > /sys/bus/pci/rescan; \
+         for i in $(seq 100); do test -b /dev/nvme0n1 && break; sleep 0.1; done; \
+         test -b /dev/nvme0n1")?;
+    f.mount("aios", true, 100_000_000)?;
+    lbio_serves_reads(f)
+}
+
+fn number(text: &str) -> Result<u64> {
+    text.trim()
+        .parse()
+        .map_err(|_| Error::new(format!("not a number: {text:?}")))
 }
 
 fn kunit(f: &mut Fixture) -> Result<()> {

@@ -33,7 +33,7 @@ pub enum PrpError {
 ///
 /// The list is written only if there are more than two pages.
 pub fn build(pages: &[u64], list: &mut [u64], list_address: u64) -> Result<Prp, PrpError> {
-    if let Some(&bad) = pages.iter().find(|&&page| page % PAGE_SIZE != 0) {
+    if let Some(&bad) = pages.iter().find(|&&page| !page.is_multiple_of(PAGE_SIZE)) {
         return Err(PrpError::Unaligned(bad));
     }
     match *pages {
@@ -41,7 +41,7 @@ pub fn build(pages: &[u64], list: &mut [u64], list_address: u64) -> Result<Prp, 
         [first] => Ok(Prp { first, second: 0 }),
         [first, second] => Ok(Prp { first, second }),
         [first, ref rest @ ..] => {
-            if list_address % PAGE_SIZE != 0 {
+            if !list_address.is_multiple_of(PAGE_SIZE) {
                 return Err(PrpError::Unaligned(list_address));
             }
             // A list longer than a page would need chaining; nothing here does.

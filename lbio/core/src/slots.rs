@@ -188,9 +188,16 @@ impl Slots {
         }
     }
 
-    /// How many slots of `count` in all are not free.
-    pub fn in_use(&self, count: usize) -> usize {
-        count.saturating_sub(self.free.load(Relaxed).count_ones() as usize)
+    /// The slots whose commands are in flight, as bits.
+    pub fn flying(&self) -> u64 {
+        let is_flying = |state: &AtomicU64| {
+            let state = state.load(Relaxed);
+            state != FREE && state & TAG != DONE
+        };
+        (0..)
+            .zip(&self.states)
+            .filter(|(_, state)| is_flying(state))
+            .fold(0, |bits, (index, _)| bits | 1 << index)
     }
 }
 
@@ -302,7 +309,11 @@ mod tests {
                         prop_assert_eq!(woken, want);
                     }
                 }
-                prop_assert_eq!(slots.in_use(count), naive.len());
+                let flying = naive
+                    .iter()
+                    .filter(|(_, state)| !matches!(state, Naive::Done(_)))
+                    .fold(0, |bits, (slot, _)| bits | 1 << slot);
+                prop_assert_eq!(slots.flying(), flying);
             }
         }
     }
@@ -372,6 +383,6 @@ mod tests {
             }
             stop.store(true, Release);
         });
-        assert_eq!(slots.in_use(3), 0);
+        assert_eq!(slots.flying(), 0);
     }
 }

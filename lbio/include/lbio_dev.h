@@ -1,0 +1,129 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+/*
+ * LBIO: reads of an NVMe drive without the block layer, over queue pairs that
+ * the driver makes beside blk-mq's (block/lbio).
+ */
+#ifndef _LINUX_LBIO_DEV_H
+#define _LINUX_LBIO_DEV_H
+
+#include <linux/cpumask.h>
+#include <linux/fs.h>
+#include <linux/irqreturn.h>
+#include <linux/types.h>
+
+struct block_device_operations;
+struct device;
+struct folio;
+struct gendisk;
+struct lbio_dev;
+struct lbio_queue;
+
+/* Entries of a queue; the submission queue is then one page. */
+#define LBIO_QUEUE_DEPTH	64
+
+/**
+ * struct lbio_dev_ops - what LBIO asks of the driver
+ * @sq_doorbell: write the submission queue's tail doorbell of the driver's queue
+ * @hw. Called with preemption disabled, between lbio_dev_start() and
+ * lbio_dev_stop() only.
+ * @cq_doorbell: as @sq_doorbell, for the completion queue's head; also called
+ * from the interrupt handler until it is freed
+ * @timeout: a command was not answered within the driver's time. Reset the
+ * controller; may be called again while that lasts. Process context.
+ */
+struct lbio_dev_ops {
+	void (*sq_doorbell)(void *hw, u16 tail);
+	void (*cq_doorbell)(void *hw, u16 head);
+	void (*timeout)(struct lbio_dev *dev, void *priv);
+};
+
+/**
+ * struct lbio_ns - a namespace that LBIO may read
+ * @dev: its controller
+ * @nsid: its number
+ * @lba_shift: binary logarithm of its logical block size in bytes
+ *
+ * The driver sets, changes and withdraws it while the queue is frozen. Whoever
+ * holds a reference to the queue's usage counter may therefore use it.
+ */
+struct lbio_ns {
+	struct lbio_dev *dev;
+	u32 nsid;
+	u8 lba_shift;
+};
+
+/**
+ * struct lbio_extent - where a page of a file is
+ * @sector: its first sector on the file system's block device
+ * @quiet: nobody has the file open for writing and nothing of it waits for
+ * writeback, so the block device has its content
+ * @opens: counts what may end @quiet: the file being opened for writing and its
+ * size being changed
+ * @seen: value of @opens before anything else was looked at
+ */
+struct lbio_extent {
+	sector_t sector;
+	bool quiet;
+	const atomic_t *opens;
+	int seen;
+};
+
+/**
+ * struct lbio_driver - a driver whose drives may be read around the block layer
+ * @fops: operations of its block devices
+ * @ns: the namespace behind a disk with these operations, or NULL
+ */
+struct lbio_driver {
+	const struct block_device_operations *fops;
+	const struct lbio_ns *(*ns)(struct gendisk *disk);
+};
+
+/**
+ * struct lbio_fs - a file system whose files may be read around the block layer
+ * @fops: operations of its regular files
+ * @map: where a page of such a file is on the block device, if that is known
+ * without waiting and it is a plain copy of the page. Called with
+ * invalidate_lock held shared.
+ */
+struct lbio_fs {
+	const struct file_operations *fops;
+	bool (*map)(struct inode *inode, pgoff_t index,
+		    struct lbio_extent *extent);
+};
+
+#ifdef CONFIG_AIOS
+
+void lbio_set_driver(const struct lbio_driver *driver);
+void lbio_set_fs(const struct lbio_fs *fs);
+const char *lbio_dma_refusal(struct device *dma_dev);
+struct lbio_dev *lbio_dev_alloc(struct device *dma_dev, const char *name,
+				const struct lbio_dev_ops *ops, void *priv,
+				unsigned int nr_queues);
+void lbio_dev_free(struct lbio_dev *dev);
+int lbio_queue_init(struct lbio_dev *dev, unsigned int index, void *sqes,
+		    void *cqes, u16 depth, void *hw);
+struct lbio_queue *lbio_dev_queue(struct lbio_dev *dev, unsigned int index);
+void lbio_queue_reset(struct lbio_queue *queue, u16 qid, bool polled);
+void lbio_dev_unmap_cpus(struct lbio_dev *dev);
+void lbio_dev_map_cpus(struct lbio_queue *queue, const struct cpumask *mask);
+void lbio_dev_start(struct lbio_dev *dev, unsigned int nr_queues,
+		    unsigned int timeout);
+void lbio_dev_stop(struct lbio_dev *dev);
+void lbio_dev_cancel(struct lbio_dev *dev);
+irqreturn_t lbio_irq(int irq, void *data);
+
+struct folio *lbio_read_miss(struct kiocb *iocb, struct address_space *mapping,
+			     pgoff_t index, bool *accessed);
+
+#else /* !CONFIG_AIOS */
+
+static inline struct folio *lbio_read_miss(struct kiocb *iocb,
+					   struct address_space *mapping,
+					   pgoff_t index, bool *accessed)
+{
+	return NULL;
+}
+
+#endif /* !CONFIG_AIOS */
+
+#endif /* _LINUX_LBIO_DEV_H */

@@ -1,0 +1,364 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Queue pairs and chunks of pages, for their C users.
+//!
+//! The logic is in the `lbio_core` crate; this adds the memory that is shared
+//! with the controller, and a C interface.
+//!
+//! A ring's submission half is used by one caller at a time, as is its
+//! completion half; C has a lock for each. Slots need none.
+//!
+//! C header: [`include/linux/lbio.h`](srctree/include/linux/lbio.h)
+
+use core::cell::UnsafeCell;
+use core::ptr;
+use kernel::bindings;
+use kernel::error::code::*;
+use kernel::prelude::*;
+use kernel::sync::barrier::{
+    dma_mb,
+    Read, //
+};
+use lbio_core::chunk::Chunk;
+use lbio_core::nvme::{
+    Cqe,
+    Prp,
+    Sqe, //
+};
+use lbio_core::ring::{
+    Completion,
+    CompletionMemory,
+    Submission,
+    MIN_DEPTH, //
+};
+use lbio_core::slots::{
+    Slots,
+    Token,
+    CANCELLED,
+    MAX_SLOTS, //
+};
+
+/// One queue pair.
+///
+/// # Invariants
+///
+/// - `sqes` and `cqes` point to `depth` submission and completion queue entries,
+///   which live as long as the ring.
+/// - `submission` and `completion` were made for `depth` entries, and `slots`
+///   has fewer slots than that.
+struct Ring {
+    sqes: *mut Sqe,
+    cqes: *mut u8,
+    depth: u16,
+    submission: UnsafeCell<Submission>,
+    completion: UnsafeCell<Completion>,
+    slots: Slots,
+}
+
+/// The completion queue's memory.
+///
+/// # Invariants
+///
+/// The pointer is a ring's `cqes`.
+struct Cqes(*const u8);
+
+impl CompletionMemory for Cqes {
+    #[inline]
+    fn entry(&self, index: u16, phase: bool) -> Option<Cqe> {
+        // SAFETY: `index` is below the ring's depth, so this is in its memory.
+        let entry = unsafe { self.0.add(usize::from(index) * Cqe::SIZE) };
+        // SAFETY: As above; the status is the last aligned word of 16 bits. The
+        // device may write it at any time.
+        let status = unsafe { ptr::read_volatile(entry.add(14).cast::<u16>()) };
+        if (u16::from_le(status) & 1 != 0) != phase {
+            return None;
+        }
+        // The rest of the entry, and the data, are not older than the phase tag.
+        dma_mb(Read);
+        // SAFETY: As above; the entry's second half is aligned to its size.
+        let word = unsafe { ptr::read_volatile(entry.add(8).cast::<u64>()) };
+        Some(Cqe::from_word(word))
+    }
+}
+
+/// Makes a ring of `depth` entries in the memory at `sqes` and `cqes`, or NULL.
+///
+/// # Safety
+///
+/// `sqes` and `cqes` must point to coherent DMA memory of `depth` entries of 64
+/// and 16 bytes, aligned so, until `lbio_ring_free`.
+#[export]
+pub unsafe extern "C" fn lbio_ring_new(
+    sqes: *mut c_void,
+    cqes: *mut c_void,
+    depth: u16,
+) -> *mut bindings::lbio_ring {
+    if depth < MIN_DEPTH || usize::from(depth) > MAX_SLOTS + 1 {
+        return ptr::null_mut();
+    }
+    // INVARIANT: The caller promises the memory; slots are one fewer than `depth`.
+    let ring = Ring {
+        sqes: sqes.cast(),
+        cqes: cqes.cast(),
+        depth,
+        submission: UnsafeCell::new(Submission::new(depth)),
+        completion: UnsafeCell::new(Completion::new(depth, 0)),
+        slots: Slots::new(usize::from(depth) - 1),
+    };
+    match KBox::new(ring, GFP_KERNEL) {
+        Ok(ring) => KBox::into_raw(ring).cast(),
+        Err(_) => ptr::null_mut(),
+    }
+}
+
+/// Frees a ring.
+///
+/// # Safety
+///
+/// `ring` must come from `lbio_ring_new` and be used no more.
+#[export]
+pub unsafe extern "C" fn lbio_ring_free(ring: *mut bindings::lbio_ring) {
+    // SAFETY: By the caller's promise.
+    drop(unsafe { KBox::from_raw(ring.cast::<Ring>()) });
+}
+
+/// Starts with empty rings as queue `sq_id`. Slots keep their state: their
+/// owners may not have looked at what was cancelled yet.
+///
+/// # Safety
+///
+/// `ring` must be valid, the controller must not know its memory, and nobody may
+/// be submitting to it or reaping from it.
+#[export]
+pub unsafe extern "C" fn lbio_ring_reset(ring: *mut bindings::lbio_ring, sq_id: u16) {
+    // SAFETY: By the caller's promise.
+    let ring = unsafe { &*ring.cast::<Ring>() };
+    // SAFETY: By the type invariant and the caller's promise.
+    unsafe {
+        ptr::write_bytes(ring.cqes, 0, usize::from(ring.depth) * Cqe::SIZE);
+        *ring.submission.get() = Submission::new(ring.depth);
+        *ring.completion.get() = Completion::new(ring.depth, sq_id);
+    }
+}
+
+/// Puts a read of `blocks` logical blocks from `slba` of namespace `nsid` into
+/// the page at bus address `dma` into the submission queue. Returns the slot in
+/// bits 0..16 and the value for the tail doorbell in bits 16..32, or -EBUSY if
+/// all slots are in use.
+///
+/// # Safety
+///
+/// `ring` must be valid, and nobody else submitting to it. The page must be
+/// mapped for the device until the command is complete.
+#[export]
+pub unsafe extern "C" fn lbio_ring_submit(
+    ring: *mut bindings::lbio_ring,
+    nsid: u32,
+    slba: u64,
+    blocks: u32,
+    dma: u64,
+) -> i64 {
+    // SAFETY: By the caller's promise.
+    let ring = unsafe { &*ring.cast::<Ring>() };
+    let Some(slot) = ring.slots.alloc() else {
+        return i64::from(EBUSY.to_errno());
+    };
+    // SAFETY: By the caller's promise nobody else uses this half.
+    let (at, tail) = unsafe { &mut *ring.submission.get() }.push();
+    let prp = Prp {
+        first: dma,
+        second: 0,
+    };
+    // SAFETY: By the type invariant; `at` is below `depth`, and the controller
+    // has fetched what was there, as there are fewer slots than entries.
+    unsafe {
+        ptr::write_volatile(
+            ring.sqes.add(usize::from(at)),
+            Sqe::read(slot, nsid, slba, blocks, prp),
+        );
+    }
+    i64::from(slot) | i64::from(tail) << 16
+}
+
+/// Completes the slots that there are completions for, waking who sleeps on
+/// them. Returns the value for the head doorbell, or -1 if there were none.
+///
+/// # Safety
+///
+/// `ring` must be valid, and nobody else reaping from it. `queue` is passed to
+/// `lbio_stray`. Interrupts must be disabled.
+#[export]
+pub unsafe extern "C" fn lbio_ring_reap(
+    ring: *mut bindings::lbio_ring,
+    queue: *mut bindings::lbio_queue,
+) -> i32 {
+    // SAFETY: By the caller's promise.
+    let ring = unsafe { &*ring.cast::<Ring>() };
+    // SAFETY: By the caller's promise nobody else uses this half.
+    let completion = unsafe { &mut *ring.completion.get() };
+    // INVARIANT: It is the ring's.
+    let memory = Cqes(ring.cqes);
+    let taken = completion.reap(
+        &memory,
+        &ring.slots,
+        // SAFETY: The token is one that `lbio_ring_sleep` was given.
+        |token| unsafe { bindings::lbio_wake(token.get()) },
+        |bad| {
+            let cqe = bad.cqe;
+            // SAFETY: By the caller's promise.
+            unsafe { bindings::lbio_stray(queue, cqe.sq_id, cqe.cid, cqe.status) };
+        },
+    );
+    if taken == 0 {
+        -1
+    } else {
+        i32::from(completion.head())
+    }
+}
+
+/// The status of the command in `slot`: zero for success, an NVMe status code or
+/// `LBIO_CANCELLED`; -EINPROGRESS while it is in flight.
+///
+/// # Safety
+///
+/// `ring` must be valid.
+#[export]
+pub unsafe extern "C" fn lbio_ring_poll(ring: *mut bindings::lbio_ring, slot: u16) -> i32 {
+    // SAFETY: By the caller's promise.
+    let ring = unsafe { &*ring.cast::<Ring>() };
+    match ring.slots.poll(slot) {
+        Some(status) => i32::from(status),
+        None => EINPROGRESS.to_errno(),
+    }
+}
+
+/// Leaves `token` for whoever completes the caller's `slot`. Returns false if
+/// the command is complete, and nobody will call `lbio_wake`.
+///
+/// # Safety
+///
+/// `ring` must be valid, and `token` something that `lbio_wake` takes.
+#[export]
+pub unsafe extern "C" fn lbio_ring_sleep(
+    ring: *mut bindings::lbio_ring,
+    slot: u16,
+    token: u64,
+) -> bool {
+    // SAFETY: By the caller's promise.
+    let ring = unsafe { &*ring.cast::<Ring>() };
+    Token::new(token).is_some_and(|token| ring.slots.sleep(slot, token))
+}
+
+/// Gives back the caller's slot, whose command is complete.
+///
+/// # Safety
+///
+/// `ring` must be valid.
+#[export]
+pub unsafe extern "C" fn lbio_ring_release(ring: *mut bindings::lbio_ring, slot: u16) {
+    // SAFETY: By the caller's promise.
+    unsafe { &*ring.cast::<Ring>() }.slots.release(slot);
+}
+
+/// Completes all commands in flight as `LBIO_CANCELLED`.
+///
+/// # Safety
+///
+/// `ring` must be valid, and the controller must not know its memory any more.
+/// Interrupts must be disabled.
+#[export]
+pub unsafe extern "C" fn lbio_ring_cancel(ring: *mut bindings::lbio_ring) {
+    const { assert!(CANCELLED as u32 == bindings::LBIO_CANCELLED) };
+    const { assert!(MAX_SLOTS == bindings::LBIO_SLOTS as usize) };
+    // SAFETY: By the caller's promise.
+    let ring = unsafe { &*ring.cast::<Ring>() };
+    ring.slots
+        // SAFETY: The token is one that `lbio_ring_sleep` was given.
+        .cancel(|token| unsafe { bindings::lbio_wake(token.get()) });
+}
+
+/// The slots with a command in flight, as bits.
+///
+/// # Safety
+///
+/// `ring` must be valid.
+#[export]
+pub unsafe extern "C" fn lbio_ring_flying(ring: *mut bindings::lbio_ring) -> u64 {
+    // SAFETY: By the caller's promise.
+    unsafe { &*ring.cast::<Ring>() }.slots.flying()
+}
+
+// `lbio_chunk_state` is the C name of `Chunk`.
+const _: () = {
+    assert!(size_of::<Chunk>() == size_of::<bindings::lbio_chunk_state>());
+    assert!(align_of::<Chunk>() == align_of::<bindings::lbio_chunk_state>());
+};
+
+/// Makes `*chunk` a chunk of `pages` pages that nobody has taken.
+///
+/// # Safety
+///
+/// `chunk` must be valid for writing, and nobody else using it.
+#[export]
+pub unsafe extern "C" fn lbio_chunk_init(chunk: *mut bindings::lbio_chunk_state, pages: u32) {
+    // SAFETY: By the caller's promise.
+    unsafe { chunk.cast::<Chunk>().write(Chunk::new(pages)) };
+}
+
+/// Takes the next page: its index, or -ENOMEM if there is none.
+///
+/// # Safety
+///
+/// `chunk` must be initialised, and nobody else using it.
+#[export]
+pub unsafe extern "C" fn lbio_chunk_take(chunk: *mut bindings::lbio_chunk_state) -> i32 {
+    // SAFETY: By the caller's promise.
+    match unsafe { &mut *chunk.cast::<Chunk>() }.take() {
+        Some(page) => page as i32,
+        None => ENOMEM.to_errno(),
+    }
+}
+
+/// The device is done with a page that was taken.
+///
+/// # Safety
+///
+/// `chunk` must be initialised, and nobody else using it.
+#[export]
+pub unsafe extern "C" fn lbio_chunk_finish(chunk: *mut bindings::lbio_chunk_state) {
+    // SAFETY: By the caller's promise.
+    unsafe { &mut *chunk.cast::<Chunk>() }.finish();
+}
+
+/// Hands out no more pages.
+///
+/// # Safety
+///
+/// `chunk` must be initialised, and nobody else using it.
+#[export]
+pub unsafe extern "C" fn lbio_chunk_retire(chunk: *mut bindings::lbio_chunk_state) {
+    // SAFETY: By the caller's promise.
+    unsafe { &mut *chunk.cast::<Chunk>() }.retire();
+}
+
+/// Whether there are pages to take.
+///
+/// # Safety
+///
+/// `chunk` must be initialised, and nobody changing it.
+#[export]
+pub unsafe extern "C" fn lbio_chunk_has_pages(chunk: *const bindings::lbio_chunk_state) -> bool {
+    // SAFETY: By the caller's promise.
+    unsafe { &*chunk.cast::<Chunk>() }.has_pages()
+}
+
+/// Whether the chunk may be unmapped.
+///
+/// # Safety
+///
+/// `chunk` must be initialised, and nobody changing it.
+#[export]
+pub unsafe extern "C" fn lbio_chunk_is_idle(chunk: *const bindings::lbio_chunk_state) -> bool {
+    // SAFETY: By the caller's promise.
+    unsafe { &*chunk.cast::<Chunk>() }.is_idle()
+}
