@@ -76,6 +76,13 @@ impl Context {
         &self.cache
     }
 
+    /// Where the part `name` of the project is built for guests. Belongs to the
+    /// checkout: to cargo, two checkouts in one folder are the same, and what
+    /// one has built is fresh for the other.
+    pub(crate) fn part_dir(&self, name: &str) -> PathBuf {
+        self.root.join("target/parts").join(name)
+    }
+
     /// A folder `name` below the cache, created when missing.
     pub(crate) fn cache_dir(&self, name: impl AsRef<Path>) -> Result<PathBuf> {
         let dir = self.cache.join(name);

@@ -643,7 +643,7 @@ pub(crate) fn check_image(image: &Path) -> Result<()> {
 }
 
 fn initramfs_path(ctx: &Context) -> PathBuf {
-    ctx.cache().join("guest/initramfs.cpio")
+    ctx.part_dir("guest").join("initramfs.cpio")
 }
 
 /// Why a guest did not come up, from what there is to tell.
@@ -707,9 +707,9 @@ fn note_line(config: &BootConfig, line: &str) -> Result<File> {
 /// The static init's path, built when needed.
 pub(crate) fn init_binary(ctx: &Context) -> Result<PathBuf> {
     const TARGET: &str = "x86_64-unknown-linux-gnu";
-    let dir = ctx.cache().join("guest");
+    let dir = ctx.part_dir("guest");
     if !ctx.dry_run {
-        ctx.cache_dir("guest")?;
+        fs::create_dir_all(&dir).at("create the folder", &dir)?;
     }
     let target_dir = dir.join("target");
     // A named target keeps the flags away from build scripts.

@@ -4,9 +4,11 @@
 use crate::context::Context;
 use crate::error::{
     Error,
+    IoContext,
     Result, //
 };
 use crate::process::Tool;
+use std::fs;
 use std::path::{
     Path,
     PathBuf, //
@@ -14,9 +16,9 @@ use std::path::{
 
 /// The plugin's path, built when needed. One build fits every QEMU.
 pub(crate) fn build(ctx: &Context) -> Result<PathBuf> {
-    let dir = ctx.cache().join("plugin");
+    let dir = ctx.part_dir("plugin");
     if !ctx.dry_run {
-        ctx.cache_dir("plugin")?;
+        fs::create_dir_all(&dir).at("create the folder", &dir)?;
     }
     let target_dir = dir.join("target");
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
