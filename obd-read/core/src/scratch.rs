@@ -1,0 +1,74 @@
+// SPDX-License-Identifier: GPL-2.0 OR MIT
+
+//! The buffers of one reader.
+
+use crate::platform::{
+    Codec,
+    Memory,
+    OutOfMemory,
+    Platform, //
+};
+
+/// Compressed bytes read at a time, at least: long enough that a sequential
+/// reader of 4 KiB blocks asks its source for 64 KiB and more at once.
+const RUN: usize = 128 << 10;
+
+/// What reads need in memory besides the caller's buffer. One per reader at a
+/// time; which one serves which read makes no difference.
+pub struct Scratch<P: Platform> {
+    /// Compressed bytes.
+    pub(crate) stored: <P::Memory as Memory>::Buf<u8>,
+    /// A decoded block of which only a part was asked for.
+    pub(crate) block: <P::Memory as Memory>::Buf<u8>,
+    /// Layer and number of the block in `block`, within one call.
+    pub(crate) holds: Option<(usize, u64)>,
+    pub(crate) lz4: Option<<P::Lz4 as Codec>::Workspace>,
+    pub(crate) zstd: Option<<P::Zstd as Codec>::Workspace>,
+}
+
+/// What an image or a file needs of a [`Scratch`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Needs {
+    /// Longest stored block, bytes.
+    pub stored: usize,
+    /// Largest decoded block, bytes.
+    pub block: usize,
+    /// Whether blocks are compressed with LZ4.
+    pub lz4: bool,
+    /// Whether blocks are compressed with Zstandard.
+    pub zstd: bool,
+}
+
+impl Needs {
+    /// What both need.
+    pub fn and(self, other: Self) -> Self {
+        Self {
+            stored: self.stored.max(other.stored),
+            block: self.block.max(other.block),
+            lz4: self.lz4 || other.lz4,
+            zstd: self.zstd || other.zstd,
+        }
+    }
+}
+
+impl<P: Platform> Scratch<P> {
+    /// Buffers for whatever has those needs.
+    ///
+    /// # Errors
+    ///
+    /// [`OutOfMemory`]; at most 128 KiB, one decoded block and the codecs'
+    /// workspaces are asked for.
+    pub fn new(needs: Needs) -> Result<Self, OutOfMemory> {
+        let stored = match needs.stored {
+            0 => 0,
+            len => len.max(RUN),
+        };
+        Ok(Self {
+            stored: P::Memory::filled(stored)?,
+            block: P::Memory::filled(needs.block)?,
+            holds: None,
+            lz4: needs.lz4.then(P::Lz4::workspace).transpose()?,
+            zstd: needs.zstd.then(P::Zstd::workspace).transpose()?,
+        })
+    }
+}

@@ -1,0 +1,187 @@
+// SPDX-License-Identifier: GPL-2.0 OR MIT
+
+//! Where bytes come from.
+
+use crate::error::Error;
+
+/// Bytes at addresses: a file, a block device, memory.
+pub trait Source {
+    /// Why a read failed.
+    type Error;
+
+    /// Size in bytes. A source may not shrink while it is in use; if it does
+    /// all the same, reads fail.
+    fn size(&self) -> u64;
+
+    /// Fills `buf` from byte `offset` on. Callers stay within [`Source::size`].
+    ///
+    /// # Errors
+    ///
+    /// Whatever the source says; the content of `buf` is undefined then.
+    fn read_exact_at(&self, offset: u64, buf: &mut [u8]) -> Result<(), Self::Error>;
+
+    /// The `len` bytes at `offset`, if the source has them in memory anyway.
+    /// Their content must not change while they are borrowed: it is checked
+    /// first and decoded then.
+    fn borrow(&self, offset: u64, len: usize) -> Option<&[u8]> {
+        let _ = (offset, len);
+        None
+    }
+}
+
+impl<S: Source> Source for &S {
+    type Error = S::Error;
+
+    fn size(&self) -> u64 {
+        (**self).size()
+    }
+
+    fn read_exact_at(&self, offset: u64, buf: &mut [u8]) -> Result<(), Self::Error> {
+        (**self).read_exact_at(offset, buf)
+    }
+
+    fn borrow(&self, offset: u64, len: usize) -> Option<&[u8]> {
+        (**self).borrow(offset, len)
+    }
+}
+
+/// A read outside of an in-memory source.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Outside;
+
+impl core::fmt::Display for Outside {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.write_str("read outside of the source")
+    }
+}
+
+impl core::error::Error for Outside {}
+
+/// Bytes in memory as a source.
+#[derive(Clone, Copy, Debug)]
+pub struct Bytes<T>(pub T);
+
+impl<T: AsRef<[u8]>> Source for Bytes<T> {
+    type Error = Outside;
+
+    fn size(&self) -> u64 {
+        self.0.as_ref().len() as u64
+    }
+
+    fn read_exact_at(&self, offset: u64, buf: &mut [u8]) -> Result<(), Outside> {
+        buf.copy_from_slice(self.borrow(offset, buf.len()).ok_or(Outside)?);
+        Ok(())
+    }
+
+    fn borrow(&self, offset: u64, len: usize) -> Option<&[u8]> {
+        let start = usize::try_from(offset).ok()?;
+        self.0.as_ref().get(start..)?.get(..len)
+    }
+}
+
+/// A part of a source, addressed from its own beginning.
+#[derive(Clone, Copy, Debug)]
+pub struct Window<S> {
+    source: S,
+    start: u64,
+    len: u64,
+}
+
+impl<S: Source> Window<S> {
+    /// The whole of `source`.
+    pub fn whole(source: S) -> Self {
+        let len = source.size();
+        Self {
+            source,
+            start: 0,
+            len,
+        }
+    }
+
+    /// Bytes `start..start + len` of `source`.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::OutOfRange`] if the source ends before.
+    pub fn new(source: S, start: u64, len: u64) -> Result<Self, Error<S::Error>> {
+        let size = source.size();
+        match start.checked_add(len) {
+            Some(end) if end <= size => Ok(Self { source, start, len }),
+            _ => Err(Error::OutOfRange {
+                offset: start,
+                len,
+                size,
+            }),
+        }
+    }
+
+    /// Bytes `start..start + len` of this window.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::OutOfRange`] if the window ends before.
+    pub fn part(self, start: u64, len: u64) -> Result<Self, Error<S::Error>> {
+        match start.checked_add(len) {
+            // The window lies in the source, so the sum cannot wrap.
+            Some(end) if end <= self.len => Ok(Self {
+                source: self.source,
+                start: self.start.saturating_add(start),
+                len,
+            }),
+            _ => Err(Error::OutOfRange {
+                offset: start,
+                len,
+                size: self.len,
+            }),
+        }
+    }
+
+    /// Size in bytes.
+    pub fn size(&self) -> u64 {
+        self.len
+    }
+
+    /// The first byte of the window in its source.
+    pub fn start(&self) -> u64 {
+        self.start
+    }
+
+    /// The source the window looks into.
+    pub fn source(&self) -> &S {
+        &self.source
+    }
+
+    fn locate(&self, offset: u64, len: usize) -> Result<u64, Error<S::Error>> {
+        match offset.checked_add(len as u64) {
+            Some(end) if end <= self.len => Ok(self.start.saturating_add(offset)),
+            _ => Err(Error::OutOfRange {
+                offset,
+                len: len as u64,
+                size: self.len,
+            }),
+        }
+    }
+
+    /// Fills `buf` from byte `offset` of the window on.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::OutOfRange`] outside of the window, [`Error::Io`] if the source
+    /// fails.
+    pub fn read(&self, offset: u64, buf: &mut [u8]) -> Result<(), Error<S::Error>> {
+        let at = self.locate(offset, buf.len())?;
+        self.source
+            .read_exact_at(at, buf)
+            .map_err(|source| Error::Io {
+                offset: at,
+                len: buf.len() as u64,
+                source,
+            })
+    }
+
+    /// The `len` bytes at `offset` without a copy, if the source can.
+    pub fn borrow(&self, offset: u64, len: usize) -> Option<&[u8]> {
+        let at = self.locate(offset, len).ok()?;
+        self.source.borrow(at, len)
+    }
+}

@@ -1,0 +1,227 @@
+// SPDX-License-Identifier: GPL-2.0 OR MIT
+
+//! Reading a zfile: blocks wanted whole are decoded to where they are wanted.
+
+use super::header::Algorithm;
+use super::{
+    CRC_SEED,
+    CRC_SIZE,
+    ZFile, //
+};
+use crate::error::{
+    Error,
+    Fault,
+    Place,
+    Reason, //
+};
+use crate::le;
+use crate::platform::{
+    Codec,
+    Corrupt,
+    Crc32c,
+    Platform, //
+};
+use crate::scratch::Scratch;
+use crate::source::Source;
+
+/// The codecs' workspaces of a [`Scratch`].
+struct Workspaces<'a, P: Platform> {
+    lz4: &'a mut Option<<P::Lz4 as Codec>::Workspace>,
+    zstd: &'a mut Option<<P::Zstd as Codec>::Workspace>,
+}
+
+impl<S: Source, P: Platform> ZFile<S, P> {
+    /// Fills `buf` with decoded bytes from `offset` on.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::OutOfRange`] beyond [`ZFile::size`], [`Error::Damaged`] with
+    /// the block that is. The content of `buf` is undefined then.
+    pub fn read_at(
+        &self,
+        offset: u64,
+        buf: &mut [u8],
+        scratch: &mut Scratch<P>,
+    ) -> Result<(), Error<S::Error>> {
+        scratch.holds = None;
+        self.read_part(0, offset, buf, scratch)
+    }
+
+    /// As [`ZFile::read_at`], as layer `layer` of an image: what the scratch
+    /// holds of the blocks it decoded last stays valid.
+    #[inline]
+    pub(crate) fn read_part(
+        &self,
+        layer: usize,
+        offset: u64,
+        buf: &mut [u8],
+        scratch: &mut Scratch<P>,
+    ) -> Result<(), Error<S::Error>> {
+        let end = match offset.checked_add(buf.len() as u64) {
+            Some(end) if end <= self.size => end,
+            _ => {
+                return Err(Error::OutOfRange {
+                    offset,
+                    len: buf.len() as u64,
+                    size: self.size,
+                });
+            }
+        };
+        let shift = self.options.shift;
+        let mut skip = (offset & (self.block_size() as u64 - 1)) as usize;
+        let mut number = offset >> shift;
+        let blocks = end.div_ceil(1 << shift);
+        let mut buf = buf;
+        while number < blocks && !buf.is_empty() {
+            if scratch.holds == Some((layer, number)) {
+                let whole = self.decoded_len(number);
+                let wanted = buf.len().min(whole - skip.min(whole));
+                let (now, later) = split(buf, wanted);
+                if let Some(from) = scratch.block.get(skip..skip.saturating_add(wanted)) {
+                    now.copy_from_slice(from);
+                }
+                buf = later;
+                skip = 0;
+                number += 1;
+                continue;
+            }
+            // As many blocks at once as there is room for their stored bytes.
+            let first = self.extent(number).ok_or(Error::OutOfRange {
+                offset,
+                len: buf.len() as u64,
+                size: self.size,
+            })?;
+            let mut len = first.len as usize;
+            let mut stop = number + 1;
+            while stop < blocks {
+                let more = len + self.table.len_of(stop) as usize;
+                if more > scratch.stored.len() {
+                    break;
+                }
+                len = more;
+                stop += 1;
+            }
+            let Scratch {
+                stored,
+                block,
+                holds,
+                lz4,
+                zstd,
+            } = scratch;
+            let stored = match self.file.borrow(first.offset, len) {
+                Some(stored) => stored,
+                None => {
+                    let to = stored.get_mut(..len).ok_or(Error::ScratchTooSmall)?;
+                    self.file.read(first.offset, to)?;
+                    to
+                }
+            };
+            let mut workspaces = Workspaces { lz4, zstd };
+            let mut rest = stored;
+            while number < stop {
+                let (this, after) = rest
+                    .split_at_checked(self.table.len_of(number) as usize)
+                    .unwrap_or((&[], &[]));
+                rest = after;
+                let whole = self.decoded_len(number);
+                let wanted = buf.len().min(whole - skip.min(whole));
+                let (now, later) = split(buf, wanted);
+                if wanted == whole {
+                    self.decode(number, this, now, &mut workspaces)?;
+                } else {
+                    *holds = None;
+                    let to = block.get_mut(..whole).ok_or(Error::ScratchTooSmall)?;
+                    self.decode(number, this, to, &mut workspaces)?;
+                    *holds = Some((layer, number));
+                    if let Some(from) = to.get(skip..skip.saturating_add(wanted)) {
+                        now.copy_from_slice(from);
+                    }
+                }
+                buf = later;
+                skip = 0;
+                number += 1;
+            }
+        }
+        Ok(())
+    }
+
+    /// Checks and decodes block `number` from its stored bytes to `to`, which
+    /// is [`ZFile::decoded_len`] long: for callers that read by themselves.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Damaged`] if checksum, content or lengths are wrong.
+    pub fn decode_block(
+        &self,
+        number: u64,
+        stored: &[u8],
+        to: &mut [u8],
+        scratch: &mut Scratch<P>,
+    ) -> Result<(), Error<S::Error>> {
+        let mut workspaces = Workspaces {
+            lz4: &mut scratch.lz4,
+            zstd: &mut scratch.zstd,
+        };
+        self.decode(number, stored, to, &mut workspaces)
+    }
+
+    #[inline]
+    fn decode(
+        &self,
+        number: u64,
+        stored: &[u8],
+        to: &mut [u8],
+        workspaces: &mut Workspaces<'_, P>,
+    ) -> Result<(), Error<S::Error>> {
+        let packed = if self.options.verify {
+            let (packed, crc) = stored
+                .split_last_chunk::<{ CRC_SIZE as usize }>()
+                .ok_or_else(|| self.fault(number, Reason::TooShort))?;
+            let computed = P::Crc::crc32c(CRC_SEED, packed);
+            let stored = le::u32_at(crc, 0);
+            if stored != computed {
+                return Err(self.fault(number, Reason::Checksum { stored, computed }));
+            }
+            packed
+        } else {
+            stored
+        };
+        let missing = Error::ScratchTooSmall;
+        let got: Result<usize, Corrupt> = match self.options.algorithm {
+            Algorithm::Lz4 => {
+                P::Lz4::decompress(workspaces.lz4.as_mut().ok_or(missing)?, packed, to)
+            }
+            Algorithm::Zstd => {
+                P::Zstd::decompress(workspaces.zstd.as_mut().ok_or(missing)?, packed, to)
+            }
+        };
+        match got {
+            Ok(got) if got == to.len() => Ok(()),
+            Ok(got) => Err(self.fault(
+                number,
+                Reason::DecodedSize {
+                    got: got as u64,
+                    expected: to.len() as u64,
+                },
+            )),
+            Err(Corrupt) => Err(self.fault(number, Reason::Decode)),
+        }
+    }
+
+    #[cold]
+    fn fault(&self, number: u64, reason: Reason) -> Error<S::Error> {
+        Fault::error(
+            Place::Block {
+                number,
+                offset: self.extent(number).map_or(0, |extent| extent.offset),
+            },
+            reason,
+        )
+    }
+}
+
+/// `buf` in two, the first part `len` long or all there is.
+fn split(buf: &mut [u8], len: usize) -> (&mut [u8], &mut [u8]) {
+    let len = len.min(buf.len());
+    buf.split_at_mut(len)
+}

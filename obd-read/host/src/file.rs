@@ -1,0 +1,118 @@
+// SPDX-License-Identifier: MIT
+
+//! Files as sources.
+
+use obd_core::Source;
+use rustix::fs::{
+    SeekFrom,
+    seek, //
+};
+use rustix::io::Errno;
+use std::fs;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+/// An open file or block device; its size is what it was when it was opened.
+#[derive(Debug)]
+pub struct File {
+    file: fs::File,
+    size: u64,
+}
+
+impl File {
+    /// Opens the file at `path` for reading.
+    ///
+    /// # Errors
+    ///
+    /// What the system says; directories are refused.
+    pub fn open(path: impl AsRef<Path>) -> io::Result<Self> {
+        let file = fs::File::open(path)?;
+        if file.metadata()?.is_dir() {
+            return Err(io::ErrorKind::IsADirectory.into());
+        }
+        // Of a block device the metadata says nothing.
+        let size = seek(&file, SeekFrom::End(0))?;
+        Ok(Self { file, size })
+    }
+
+    /// The file itself.
+    pub fn get(&self) -> &fs::File {
+        &self.file
+    }
+}
+
+impl Source for File {
+    type Error = io::Error;
+
+    fn size(&self) -> u64 {
+        self.size
+    }
+
+    fn read_exact_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
+        self.file.read_exact_at(buf, offset)
+    }
+}
+
+/// The ranges of a file that are no holes, byte ranges `start..end`; the whole
+/// of it where the filesystem does not know.
+///
+/// # Errors
+///
+/// What the system says.
+pub fn data_extents(file: &File) -> io::Result<Vec<(u64, u64)>> {
+    let mut extents = Vec::new();
+    let mut at = 0;
+    while at < file.size {
+        let start = match seek(&file.file, SeekFrom::Data(at)) {
+            Ok(start) => start,
+            // Nothing but a hole up to the end.
+            Err(Errno::NXIO) => break,
+            Err(Errno::INVAL) => return Ok(vec![(0, file.size)]),
+            Err(error) => return Err(error.into()),
+        };
+        let end = seek(&file.file, SeekFrom::Hole(start))?;
+        extents.push((start, end));
+        // Another process may punch holes meanwhile; never stand still.
+        at = end.max(at + 1);
+    }
+    Ok(extents)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn extents_of_a_sparse_file() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        file.as_file().set_len(1 << 20).unwrap();
+        file.as_file().write_all_at(&[1; 4096], 1 << 16).unwrap();
+        let open = File::open(file.path()).unwrap();
+        let extents = data_extents(&open).unwrap();
+        let covers = |at| {
+            extents
+                .iter()
+                .any(|(start, end)| (*start..*end).contains(&at))
+        };
+        assert!(covers(1 << 16) && covers((1 << 16) + 4095));
+        assert!(extents.is_sorted());
+        assert_eq!(open.size(), 1 << 20);
+    }
+
+    #[test]
+    fn a_directory_is_no_file() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(File::open(dir.path()).is_err());
+    }
+
+    #[test]
+    fn a_shrunken_file_is_an_error() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        file.as_file().set_len(1000).unwrap();
+        let open = File::open(file.path()).unwrap();
+        file.as_file().set_len(500).unwrap();
+        let mut buf = [0; 1000];
+        assert!(open.read_exact_at(0, &mut buf).is_err());
+    }
+}
