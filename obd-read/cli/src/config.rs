@@ -1,0 +1,195 @@
+// SPDX-License-Identifier: MIT
+
+//! overlaybd's image configuration, `config.v1.json`.
+
+use crate::error::{
+    Error,
+    Result, //
+};
+use serde::Deserialize;
+use std::path::{
+    Path,
+    PathBuf, //
+};
+
+/// Names a layer can have in its directory, in the order they are tried.
+const NAMES: [&str; 2] = ["overlaybd.commit", "overlaybd.sealed"];
+
+/// What is read of a configuration; the rest concerns downloads and services.
+#[derive(Debug, Deserialize)]
+pub(crate) struct Config {
+    /// Sealed layers, bottom to top.
+    #[serde(default)]
+    lowers: Vec<Lower>,
+    /// The layer that is written to.
+    #[serde(default)]
+    upper: Upper,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Lower {
+    #[serde(default)]
+    file: String,
+    #[serde(default)]
+    dir: String,
+    #[serde(default)]
+    digest: String,
+    #[serde(default)]
+    target_file: String,
+    #[serde(default)]
+    target_digest: String,
+}
+
+#[derive(Debug, Default, Deserialize)]
+struct Upper {
+    #[serde(default)]
+    index: String,
+    #[serde(default)]
+    data: String,
+    #[serde(default)]
+    target: String,
+}
+
+/// A layer to open.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct LayerFile {
+    /// The layer, or its data if it is still written to.
+    pub(crate) path: PathBuf,
+    /// The index of a layer that is still written to.
+    pub(crate) index: Option<PathBuf>,
+    /// What the configuration says of the file's content.
+    pub(crate) digest: Option<String>,
+}
+
+/// The layers of a configuration, bottom to top.
+///
+/// # Errors
+///
+/// A file that cannot be read or is no configuration, layers that are not on
+/// this machine or of a kind that is not supported.
+pub(crate) fn layers(path: &Path) -> Result<Vec<LayerFile>> {
+    let text = std::fs::read(path).map_err(|error| Error::io("read", path, error))?;
+    let config: Config = serde_json::from_slice(&text).map_err(|error| Error::Config {
+        path: path.into(),
+        reason: format!("no image configuration: {error}"),
+    })?;
+    config.layers().map_err(|reason| Error::Config {
+        path: path.into(),
+        reason,
+    })
+}
+
+impl Config {
+    fn layers(self) -> std::result::Result<Vec<LayerFile>, String> {
+        let mut layers = Vec::new();
+        for (i, lower) in self.lowers.into_iter().enumerate() {
+            let path = lower
+                .path()
+                .map_err(|reason| format!("lower {i}: {reason}"))?;
+            layers.push(LayerFile {
+                path,
+                index: None,
+                digest: Some(lower.digest).filter(|digest| !digest.is_empty()),
+            });
+        }
+        if !self.upper.target.is_empty() {
+            return Err("upper: a turboOCI (warp) layer is not supported".into());
+        }
+        if !self.upper.data.is_empty() {
+            layers.push(LayerFile {
+                path: self.upper.data.into(),
+                index: Some(self.upper.index)
+                    .filter(|index| !index.is_empty())
+                    .map(PathBuf::from),
+                digest: None,
+            });
+        }
+        Ok(layers)
+    }
+}
+
+impl Lower {
+    fn path(&self) -> std::result::Result<PathBuf, String> {
+        if !self.target_file.is_empty() || !self.target_digest.is_empty() {
+            return Err("a turboOCI (warp) layer is not supported".into());
+        }
+        if !self.file.is_empty() {
+            return Ok(self.file.clone().into());
+        }
+        if self.dir.is_empty() {
+            return Err("has neither file nor dir: it is not on this machine".into());
+        }
+        NAMES
+            .iter()
+            .map(|name| Path::new(&self.dir).join(name))
+            .find(|path| path.exists())
+            .ok_or(format!("no {} in {}", NAMES.join(" or "), self.dir))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> std::result::Result<Vec<LayerFile>, String> {
+        serde_json::from_str::<Config>(text).unwrap().layers()
+    }
+
+    #[test]
+    fn files_dirs_and_upper() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("overlaybd.sealed"), "").unwrap();
+        let text = serde_json::json!({
+            "repoBlobUrl": "https://registry.example/v2/x/blobs",
+            "lowers": [
+                {"file": "/a", "digest": "sha256:00", "size": 5},
+                {"dir": dir.path()},
+            ],
+            "upper": {"index": "/i", "data": "/d"},
+            "resultFile": "/r",
+        });
+        let layers = parse(&text.to_string()).unwrap();
+        let paths: Vec<_> = layers.iter().map(|layer| layer.path.clone()).collect();
+        assert_eq!(
+            paths,
+            [
+                PathBuf::from("/a"),
+                dir.path().join("overlaybd.sealed"),
+                PathBuf::from("/d")
+            ]
+        );
+        assert_eq!(layers[0].digest.as_deref(), Some("sha256:00"));
+        assert_eq!(layers[2].index, Some(PathBuf::from("/i")));
+        // A commit counts before a sealed layer.
+        std::fs::write(dir.path().join("overlaybd.commit"), "").unwrap();
+        let layers = parse(&text.to_string()).unwrap();
+        assert_eq!(layers[1].path, dir.path().join("overlaybd.commit"));
+    }
+
+    #[test]
+    fn what_cannot_be_read() {
+        for (text, says) in [
+            (r#"{"lowers":[{"digest":"sha256:00"}]}"#, "lower 0"),
+            (
+                r#"{"lowers":[{"dir":"/nonexistent/dir"}]}"#,
+                "overlaybd.commit",
+            ),
+            (
+                r#"{"lowers":[{"file":"/a","targetFile":"/t"}]}"#,
+                "turboOCI",
+            ),
+            (
+                r#"{"lowers":[{"file":"/a","targetDigest":"x"}]}"#,
+                "turboOCI",
+            ),
+            (
+                r#"{"lowers":[],"upper":{"data":"/d","target":"/t"}}"#,
+                "turboOCI",
+            ),
+        ] {
+            let error = parse(text).unwrap_err();
+            assert!(error.contains(says), "{error}");
+        }
+    }
+}

@@ -1,0 +1,96 @@
+// SPDX-License-Identifier: MIT
+
+//! What can fail, and the exit code for it.
+
+use std::io;
+use std::path::PathBuf;
+
+/// Result of everything that can fail here.
+pub(crate) type Result<T> = std::result::Result<T, Error>;
+
+/// An error that prints as one line.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Error {
+    /// A file that cannot be read as an image.
+    #[error("{}: {error}", path.display())]
+    Format {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        error: obd_core::Error<io::Error>,
+    },
+    /// Layers that make no image.
+    #[error("{0}")]
+    Stack(obd_core::Error<io::Error>),
+    /// A configuration that cannot be used.
+    #[error("{}: {reason}", path.display())]
+    Config {
+        /// The configuration's file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A file's digest is not the one asked for.
+    #[error("{}: sha256 is {got}, its configuration says {expected}", path.display())]
+    Digest {
+        /// The file.
+        path: PathBuf,
+        /// As computed, hexadecimal.
+        got: String,
+        /// As asked for.
+        expected: String,
+    },
+    /// The system refused.
+    #[error("cannot {what} {}: {source}", path.display())]
+    Io {
+        /// What was tried, an infinitive.
+        what: &'static str,
+        /// With which file.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// The output is there already.
+    #[error("{} exists; --force replaces it", .0.display())]
+    Exists(PathBuf),
+    /// The output is something else than a file.
+    #[error("{} is no regular file", .0.display())]
+    NotAFile(PathBuf),
+    /// Files that failed verification; each was reported.
+    #[error("{bad} of {all} files failed")]
+    Verify {
+        /// How many failed.
+        bad: usize,
+        /// How many there were.
+        all: usize,
+    },
+    /// A signal came.
+    #[error("interrupted")]
+    Interrupted,
+}
+
+impl Error {
+    /// A failed system call.
+    pub(crate) fn io(what: &'static str, path: impl Into<PathBuf>, source: io::Error) -> Self {
+        Error::Io {
+            what,
+            path: path.into(),
+            source,
+        }
+    }
+
+    /// 1 for files that are damaged or refused, 2 for wrong usage, 3 for what
+    /// the system refused, 130 after a signal.
+    pub(crate) fn exit_code(&self) -> u8 {
+        match self {
+            Error::Format { error, .. } | Error::Stack(error) => match error {
+                obd_core::Error::Io { .. } | obd_core::Error::OutOfMemory => 3,
+                _ => 1,
+            },
+            Error::Config { .. } | Error::Digest { .. } | Error::Verify { .. } => 1,
+            Error::Exists(_) | Error::NotAFile(_) => 2,
+            Error::Io { .. } => 3,
+            Error::Interrupted => 130,
+        }
+    }
+}

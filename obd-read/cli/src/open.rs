@@ -1,0 +1,219 @@
+// SPDX-License-Identifier: MIT
+
+//! Files, layers and stacks as the command line names them.
+
+use crate::config::{
+    self,
+    LayerFile, //
+};
+use crate::error::{
+    Error,
+    Result, //
+};
+use crate::ui::Progress;
+use obd_core::error::{
+    LayerError,
+    Unsupported, //
+};
+use obd_core::lsmt::Opened;
+use obd_host::{
+    File,
+    Host,
+    data_extents, //
+};
+use sha2::{
+    Digest,
+    Sha256, //
+};
+use std::io;
+use std::path::{
+    Path,
+    PathBuf, //
+};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+pub(crate) type Layer = obd_core::Layer<File, Host>;
+pub(crate) type ZFile = obd_core::ZFile<File, Host>;
+pub(crate) type Image = obd_core::Image<File, Host, Vec<Layer>>;
+
+/// What to stack.
+#[derive(clap::Args)]
+pub(crate) struct StackArgs {
+    /// Layers, bottom to top, or one image configuration (*.json).
+    #[arg(required = true, value_name = "CONFIG|LAYER")]
+    layers: Vec<PathBuf>,
+
+    /// Data file of a read-write layer on top.
+    #[arg(long, value_name = "FILE")]
+    upper_data: Option<PathBuf>,
+
+    /// Index file of the read-write layer; none if it is a sparse one.
+    #[arg(long, value_name = "FILE", requires = "upper_data")]
+    upper_index: Option<PathBuf>,
+
+    /// Check every layer against the sha256 digest in the configuration.
+    #[arg(long)]
+    check_digests: bool,
+}
+
+/// What was stacked.
+pub(crate) enum Stack {
+    /// Layers.
+    Image(StackedImage),
+    /// One zfile of something else.
+    ZFile(PathBuf, ZFile),
+}
+
+/// An image and where its layers came from.
+pub(crate) struct StackedImage {
+    pub(crate) image: Image,
+    /// Of each layer, bottom to top.
+    pub(crate) paths: Vec<PathBuf>,
+}
+
+impl StackedImage {
+    /// An error in reading the image, with the layer's file.
+    pub(crate) fn error(&self, error: LayerError<io::Error>) -> Error {
+        match error.layer.and_then(|layer| self.paths.get(layer)) {
+            Some(path) => format_error(path, error.error),
+            None => Error::Stack(error.error),
+        }
+    }
+}
+
+/// An error in a file.
+pub(crate) fn format_error(path: &Path, error: obd_core::Error<io::Error>) -> Error {
+    Error::Format {
+        path: path.into(),
+        error,
+    }
+}
+
+fn open(path: &Path) -> Result<File> {
+    File::open(path).map_err(|error| Error::io("open", path, error))
+}
+
+/// Opens whatever a file is; sparse read-write layers need no index.
+pub(crate) fn probe(path: &Path) -> Result<Opened<File, Host>> {
+    match Layer::probe(open(path)?) {
+        Err(obd_core::Error::Unsupported(Unsupported::Unsealed)) => {
+            open_writable(path, None).map(Opened::Layer)
+        }
+        other => other.map_err(|error| format_error(path, error)),
+    }
+}
+
+/// Opens a layer that is still written to.
+fn open_writable(path: &Path, index: Option<&Path>) -> Result<Layer> {
+    let fail = |error| format_error(path, error);
+    let data = open(path)?;
+    if Layer::is_sparse(&data).map_err(fail)? {
+        let extents =
+            data_extents(&data).map_err(|error| Error::io("find the holes of", path, error))?;
+        return Layer::open_sparse(data, extents).map_err(fail);
+    }
+    match index {
+        Some(index) => Layer::open_log(data, open(index)?).map_err(fail),
+        None => Err(fail(obd_core::Error::Unsupported(Unsupported::Unsealed))),
+    }
+}
+
+impl StackArgs {
+    fn files(&self) -> Result<Vec<LayerFile>> {
+        let mut files = match self.layers.as_slice() {
+            [config] if config.extension().is_some_and(|name| name == "json") => {
+                config::layers(config)?
+            }
+            layers => layers
+                .iter()
+                .map(|path| LayerFile {
+                    path: path.clone(),
+                    index: None,
+                    digest: None,
+                })
+                .collect(),
+        };
+        files.extend(self.upper_data.as_ref().map(|path| LayerFile {
+            path: path.clone(),
+            index: self.upper_index.clone(),
+            digest: None,
+        }));
+        Ok(files)
+    }
+
+    /// Opens and stacks the layers.
+    pub(crate) fn open(&self, interrupted: &Arc<AtomicBool>) -> Result<Stack> {
+        let files = self.files()?;
+        if self.check_digests {
+            for file in &files {
+                check_digest(file, interrupted)?;
+            }
+        }
+        let mut layers = Vec::with_capacity(files.len());
+        for file in &files {
+            let layer = match &file.index {
+                Some(index) => open_writable(&file.path, Some(index))?,
+                None => match probe(&file.path)? {
+                    Opened::Layer(layer) => layer,
+                    Opened::ZFile(zfile) if files.len() == 1 => {
+                        return Ok(Stack::ZFile(file.path.clone(), zfile));
+                    }
+                    Opened::ZFile(_) => {
+                        return Err(Error::Config {
+                            path: file.path.clone(),
+                            reason: "a zfile, but no layer: it can be read alone only".into(),
+                        });
+                    }
+                },
+            };
+            layers.push(layer);
+        }
+        Ok(Stack::Image(StackedImage {
+            image: Image::new(layers).map_err(Error::Stack)?,
+            paths: files.into_iter().map(|file| file.path).collect(),
+        }))
+    }
+}
+
+/// Compares a file's content with its digest.
+fn check_digest(file: &LayerFile, interrupted: &Arc<AtomicBool>) -> Result<()> {
+    let path = &file.path;
+    let Some(expected) = &file.digest else {
+        // What is still written to has none, what is given by name has none.
+        if file.index.is_some() {
+            return Ok(());
+        }
+        return Err(Error::Config {
+            path: path.clone(),
+            reason: "there is no digest to check it against".into(),
+        });
+    };
+    let fail = |error| Error::io("read", path, error);
+    let mut content = std::fs::File::open(path).map_err(fail)?;
+    let len = content.metadata().map_err(fail)?.len();
+    let mut progress = Progress::new(format!("sha256 of {}", path.display()), len, interrupted);
+    let mut hash = Sha256::new();
+    let mut buf = vec![0; 1 << 20];
+    loop {
+        let len = io::Read::read(&mut content, &mut buf).map_err(fail)?;
+        if len == 0 {
+            break;
+        }
+        hash.update(&buf[..len]);
+        progress.advance(len as u64)?;
+    }
+    let got: String = hash
+        .finalize()
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect();
+    if expected.strip_prefix("sha256:") != Some(got.as_str()) {
+        return Err(Error::Digest {
+            path: path.clone(),
+            got,
+            expected: expected.clone(),
+        });
+    }
+    Ok(())
+}
