@@ -16,8 +16,8 @@ use tree::Tree;
 
 /// All segments of an image, sorted, none over another.
 ///
-/// Two arrays: addresses in a search tree, 4 bytes each (8 from 2 TiB up), and
-/// the rest of a segment, 8 bytes each.
+/// Two arrays: where segments end in a search tree, 4 bytes each (8 from 2 TiB
+/// up), and the rest of a segment, 8 bytes each.
 pub struct Index<M: Memory> {
     tree: Tree<M>,
     words: M::Buf<u64>,
@@ -108,10 +108,12 @@ impl<M: Memory> Index<M> {
     /// Segment `i` in order of address.
     #[inline]
     pub fn get(&self, i: usize) -> Option<Segment> {
-        Some(Segment {
+        let mut segment = Segment {
             word: *self.words.get(i)?,
-            lba: self.tree.key(i)?,
-        })
+            lba: 0,
+        };
+        segment.lba = self.tree.key(i)?.wrapping_sub(segment.len());
+        Some(segment)
     }
 
     /// What sectors `lba..lba + len` hold, in order and without gaps. What lies
@@ -119,9 +121,8 @@ impl<M: Memory> Index<M> {
     #[inline]
     pub fn pieces(&self, lba: u64, len: u64) -> Pieces<'_, M> {
         let end = lba.saturating_add(len);
-        // The segment before the first one that starts behind `lba`.
         let next = match lba < self.sectors {
-            true => self.tree.rank(lba).saturating_sub(1),
+            true => self.tree.rank(lba),
             false => self.words.len(),
         };
         Pieces {
@@ -136,7 +137,7 @@ impl<M: Memory> Index<M> {
 /// The pieces of a range.
 pub struct Pieces<'a, M: Memory> {
     index: &'a Index<M>,
-    /// The first segment that may reach beyond `lba`.
+    /// The first segment that ends behind `lba`.
     next: usize,
     lba: u64,
     end: u64,
@@ -151,12 +152,7 @@ impl<M: Memory> Iterator for Pieces<'_, M> {
             return None;
         }
         let lba = self.lba;
-        let mut segment = self.index.get(self.next);
-        if segment.is_some_and(|segment| segment.end() <= lba) {
-            // Only the one found first can lie before.
-            self.next += 1;
-            segment = self.index.get(self.next);
-        }
+        let segment = self.index.get(self.next);
         let start = segment.map_or(u64::MAX, |segment| segment.lba());
         let (end, what) = match segment {
             Some(segment) if start <= lba => {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0 OR MIT
 
-//! A static search tree: how many keys are at most x?
+//! A static search tree: how many segments end at or before a sector?
 //!
 //! A B-tree of 16 keys to a node, its levels one behind the other from the root
 //! down, no pointers (S. Slotin, "Static B-Trees", 2022, without the
@@ -26,9 +26,9 @@ trait Key: Copy + Default + PartialOrd {
     /// A key above all others: what fills the last node of a level.
     const PAD: Self;
 
-    fn from_lba(lba: u64) -> Self;
+    fn from_sector(sector: u64) -> Self;
 
-    fn lba(self) -> u64;
+    fn sector(self) -> u64;
 }
 
 /// Biased, because SSE2 compares signed numbers only.
@@ -36,13 +36,13 @@ impl Key for i32 {
     const PAD: Self = i32::MAX;
 
     #[inline]
-    fn from_lba(lba: u64) -> Self {
-        (lba as u32 ^ 1 << 31) as i32
+    fn from_sector(sector: u64) -> Self {
+        (sector as u32 ^ (1 << 31)) as i32
     }
 
     #[inline]
-    fn lba(self) -> u64 {
-        u64::from(self as u32 ^ 1 << 31)
+    fn sector(self) -> u64 {
+        u64::from(self as u32 ^ (1 << 31))
     }
 }
 
@@ -50,12 +50,12 @@ impl Key for u64 {
     const PAD: Self = u64::MAX;
 
     #[inline]
-    fn from_lba(lba: u64) -> Self {
-        lba
+    fn from_sector(sector: u64) -> Self {
+        sector
     }
 
     #[inline]
-    fn lba(self) -> u64 {
+    fn sector(self) -> u64 {
         self
     }
 }
@@ -74,12 +74,11 @@ impl<K: Key> Node<K> {
     /// Number of keys that are at most `key`.
     #[inline]
     fn rank(&self, key: K) -> usize {
-        let mut rank = 0u32;
-        for mine in &self.0 {
-            // At most 16; `wrapping_add` lets this become vector code.
-            rank = rank.wrapping_add(u32::from(*mine <= key));
-        }
-        rank as usize
+        // At most 16; `wrapping_add` lets this become vector code.
+        let above = self.0.iter().fold(0u32, |above, mine| {
+            above.wrapping_add(u32::from(*mine > key))
+        });
+        FAN.wrapping_sub(above as usize)
     }
 }
 
@@ -91,7 +90,7 @@ struct Levels<M: Memory, K: Key> {
 }
 
 impl<M: Memory, K: Key> Levels<M, K> {
-    fn new(segments: &[Segment]) -> Result<Self, OutOfMemory> {
+    fn new(segments: &[Segment], sectors: u64) -> Result<Self, OutOfMemory> {
         // Nodes of each level, from the leaves up.
         let mut sizes = [0usize; LEVELS];
         let mut depth = 0;
@@ -114,7 +113,7 @@ impl<M: Memory, K: Key> Levels<M, K> {
             let level = nodes.get_mut(*start..).unwrap_or_default();
             let keys = segments.iter().step_by(stride);
             for (slot, segment) in level.iter_mut().flat_map(|node| &mut node.0).zip(keys) {
-                *slot = K::from_lba(segment.lba());
+                *slot = K::from_sector(segment.end().min(sectors));
             }
             stride = stride.saturating_mul(FAN);
         }
@@ -126,16 +125,16 @@ impl<M: Memory, K: Key> Levels<M, K> {
     }
 
     #[inline]
-    fn rank(&self, lba: u64) -> usize {
-        let key = K::from_lba(lba);
+    fn rank(&self, sector: u64) -> usize {
+        let key = K::from_sector(sector);
         let mut rank = 0;
-        let mut node = 0;
+        let mut node = 0usize;
         for start in self.starts.iter().take(self.depth) {
-            let here = match self.nodes.get(start + node) {
+            let here = match self.nodes.get(start.wrapping_add(node)) {
                 Some(here) => here.rank(key),
                 None => return rank,
             };
-            rank = node * FAN + here;
+            rank = node.wrapping_mul(FAN).wrapping_add(here);
             // Into the child with the last key that is not above; only left of
             // all keys there is none, and then the first child says so again.
             node = rank.saturating_sub(1);
@@ -147,11 +146,11 @@ impl<M: Memory, K: Key> Levels<M, K> {
     fn key(&self, i: usize) -> Option<u64> {
         let start = *self.starts.get(self.depth.checked_sub(1)?)?;
         let node = self.nodes.get(start + i / FAN)?;
-        Some(node.0.get(i % FAN)?.lba())
+        Some(node.0.get(i % FAN)?.sector())
     }
 }
 
-/// The addresses of all segments.
+/// Where all segments end.
 pub(super) enum Tree<M: Memory> {
     /// Of an image below 2 TiB.
     Narrow(NarrowLevels<M>),
@@ -165,23 +164,23 @@ pub(super) struct WideLevels<M: Memory>(Levels<M, u64>);
 impl<M: Memory> Tree<M> {
     /// The tree of sorted segments in an image of `sectors` sectors.
     pub(super) fn new(segments: &[Segment], sectors: u64) -> Result<Self, OutOfMemory> {
-        // No sector of a narrow image, and so no key, is `u32::MAX`: the pad.
+        // What is looked for is a sector, so below the pad, `u32::MAX`.
         Ok(match sectors <= u64::from(u32::MAX) {
-            true => Tree::Narrow(NarrowLevels(Levels::new(segments)?)),
-            false => Tree::Wide(WideLevels(Levels::new(segments)?)),
+            true => Tree::Narrow(NarrowLevels(Levels::new(segments, sectors)?)),
+            false => Tree::Wide(WideLevels(Levels::new(segments, sectors)?)),
         })
     }
 
-    /// Number of segments that start at `lba`, a sector of the image, or before.
+    /// Number of segments that end at `sector`, one of the image, or before.
     #[inline]
-    pub(super) fn rank(&self, lba: u64) -> usize {
+    pub(super) fn rank(&self, sector: u64) -> usize {
         match self {
-            Tree::Narrow(levels) => levels.0.rank(lba),
-            Tree::Wide(levels) => levels.0.rank(lba),
+            Tree::Narrow(levels) => levels.0.rank(sector),
+            Tree::Wide(levels) => levels.0.rank(sector),
         }
     }
 
-    /// Where segment `i` starts.
+    /// Where segment `i` ends.
     #[inline]
     pub(super) fn key(&self, i: usize) -> Option<u64> {
         match self {
