@@ -22,7 +22,7 @@
 //! | blocks of a zfile | at most one per 5 stored bytes (per stored byte without checksums) |
 //! | index of a layer, while opening | 48 per segment really present, [`lsmt::MAX_SEGMENTS`] at most |
 //! | index of an image, and a log, while merging | 64 per segment of the layers, 32 per layer more |
-//! | index of an image, for good | 13 per segment after merging (17 from 2 TiB up) |
+//! | index of an image, for good | 13 per segment after merging (17 from 1 TiB up) |
 //!
 //! # Layout
 //!

@@ -294,8 +294,8 @@ fn overlap_and_misplaced_data() {
     }
 }
 
-/// 8. and 9. are the tools': no configuration of a service is needed, and every
-/// error says what and where.
+/// 9. Every error says what and where. (8. is the tools': none needs the
+/// configuration of a service.)
 #[test]
 fn errors_say_what_and_where() {
     let errors = [

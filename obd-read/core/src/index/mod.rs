@@ -16,7 +16,7 @@ use tree::Tree;
 
 /// All segments of an image, sorted, none over another.
 ///
-/// Two arrays: where segments end in a search tree, 4 bytes each (8 from 2 TiB
+/// Two arrays: where segments end in a search tree, 4 bytes each (8 from 1 TiB
 /// up), and the rest of a segment, 8 bytes each.
 pub struct Index<M: Memory> {
     tree: Tree<M>,

@@ -179,15 +179,12 @@ fn addresses_beyond_2_tib() {
     assert_eq!(lookup(&index, 0, sectors), far);
 }
 
-/// The last sizes read with keys of 32 bits, and the first with 64.
+/// The last sizes with keys of 32 bits, the first with 64, and where upstream's
+/// 32 bits end.
 #[test]
-fn addresses_about_2_tib() {
-    for sectors in [
-        u64::from(u32::MAX) - 1,
-        u64::from(u32::MAX),
-        1 << 32,
-        (1 << 32) + 1,
-    ] {
+fn addresses_about_1_and_2_tib() {
+    let (one, two) = (1u64 << 31, 1u64 << 32);
+    for sectors in [one - 2, one - 1, one, one + 1, two - 1, two, two + 1] {
         let last = sectors - 8;
         let index = merge(&[segments(&[(0, 8, 8), (last, 8, 16)])], sectors);
         assert_eq!(lookup(&index, last, 8), [(last, 8, 16)], "{sectors}");
@@ -223,7 +220,9 @@ fn nothing_and_no_layers() {
 /// Sizes at which the tree gets another node or another level.
 #[test]
 fn tree_sizes() {
-    for count in [1, 2, 15, 16, 17, 255, 256, 257, 4095, 4096, 4097, 70_000] {
+    for count in [
+        1, 2, 31, 32, 33, 1023, 1024, 1025, 32_767, 32_768, 32_769, 70_000,
+    ] {
         let list: Vec<_> = (0..count)
             .map(|i| Segment::new(10 * i + 5, 3, 8 + 3 * i, false, 0))
             .collect();

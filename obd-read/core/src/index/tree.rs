@@ -18,36 +18,52 @@ use crate::platform::{
 /// Keys of a node.
 const FAN: usize = 16;
 
-/// Levels there can be: 16^16 keys.
-const LEVELS: usize = 16;
+/// Levels there can be: 16^8 keys.
+const LEVELS: usize = 8;
 
-/// A search key.
-trait Key: Copy + Default + PartialOrd {
-    /// A key above all others: what fills the last node of a level.
+/// A search key: a sector, below half of what its type holds, so that the sign
+/// of a difference tells which of two is larger.
+trait Key: Copy {
+    /// A key above all sectors: what fills the last node of a level.
     const PAD: Self;
 
     fn from_sector(sector: u64) -> Self;
 
     fn sector(self) -> u64;
+
+    /// 1 if this key is above `other`, 0 otherwise. SSE2 has a difference and a
+    /// shift for both widths, but no comparison of 64 bits.
+    fn above(self, other: Self) -> Self;
+
+    fn wrapping_add(self, other: Self) -> Self;
 }
 
-/// Biased, because SSE2 compares signed numbers only.
-impl Key for i32 {
-    const PAD: Self = i32::MAX;
+impl Key for u32 {
+    const PAD: Self = u32::MAX >> 1;
 
     #[inline]
     fn from_sector(sector: u64) -> Self {
-        (sector as u32 ^ (1 << 31)) as i32
+        sector as u32
     }
 
     #[inline]
     fn sector(self) -> u64 {
-        u64::from(self as u32 ^ (1 << 31))
+        u64::from(self)
+    }
+
+    #[inline]
+    fn above(self, other: Self) -> Self {
+        other.wrapping_sub(self) >> 31
+    }
+
+    #[inline]
+    fn wrapping_add(self, other: Self) -> Self {
+        self.wrapping_add(other)
     }
 }
 
 impl Key for u64 {
-    const PAD: Self = u64::MAX;
+    const PAD: Self = u64::MAX >> 1;
 
     #[inline]
     fn from_sector(sector: u64) -> Self {
@@ -57,6 +73,16 @@ impl Key for u64 {
     #[inline]
     fn sector(self) -> u64 {
         self
+    }
+
+    #[inline]
+    fn above(self, other: Self) -> Self {
+        other.wrapping_sub(self) >> 63
+    }
+
+    #[inline]
+    fn wrapping_add(self, other: Self) -> Self {
+        self.wrapping_add(other)
     }
 }
 
@@ -75,10 +101,10 @@ impl<K: Key> Node<K> {
     #[inline]
     fn rank(&self, key: K) -> usize {
         // At most 16; `wrapping_add` lets this become vector code.
-        let above = self.0.iter().fold(0u32, |above, mine| {
-            above.wrapping_add(u32::from(*mine > key))
+        let above = self.0.iter().fold(K::from_sector(0), |above, mine| {
+            above.wrapping_add(mine.above(key))
         });
-        FAN.wrapping_sub(above as usize)
+        FAN.wrapping_sub(above.sector() as usize)
     }
 }
 
@@ -152,20 +178,20 @@ impl<M: Memory, K: Key> Levels<M, K> {
 
 /// Where all segments end.
 pub(super) enum Tree<M: Memory> {
-    /// Of an image below 2 TiB.
+    /// Of an image of less than 1 TiB.
     Narrow(NarrowLevels<M>),
     /// Of a larger one.
     Wide(WideLevels<M>),
 }
 
-pub(super) struct NarrowLevels<M: Memory>(Levels<M, i32>);
+pub(super) struct NarrowLevels<M: Memory>(Levels<M, u32>);
 pub(super) struct WideLevels<M: Memory>(Levels<M, u64>);
 
 impl<M: Memory> Tree<M> {
     /// The tree of sorted segments in an image of `sectors` sectors.
     pub(super) fn new(segments: &[Segment], sectors: u64) -> Result<Self, OutOfMemory> {
-        // What is looked for is a sector, so below the pad, `u32::MAX`.
-        Ok(match sectors <= u64::from(u32::MAX) {
+        // What is looked for is a sector, so below the pad.
+        Ok(match sectors <= u64::from(u32::PAD) {
             true => Tree::Narrow(NarrowLevels(Levels::new(segments, sectors)?)),
             false => Tree::Wide(WideLevels(Levels::new(segments, sectors)?)),
         })
