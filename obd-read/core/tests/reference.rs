@@ -294,8 +294,8 @@ fn overlap_and_misplaced_data() {
     }
 }
 
-/// 9. Every error says what and where. (8. is the tools': none needs the
-/// configuration of a service.)
+/// 9. Every error says what and where. (The eighth is the tools': none of this
+///    one's commands needs the configuration of a service.)
 #[test]
 fn errors_say_what_and_where() {
     let errors = [

@@ -11,6 +11,7 @@
 //! checked: order, bounds, and in committed layers that the segments account
 //! for every sector of the data area, no more and no less.
 
+mod entries;
 mod header;
 mod layer;
 mod log;
