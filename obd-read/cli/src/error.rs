@@ -56,6 +56,25 @@ pub(crate) enum Error {
     /// The output is something else than a file.
     #[error("{} is no regular file", .0.display())]
     NotAFile(PathBuf),
+    /// The output is there already, and this command never replaces it.
+    #[error("{} exists", .0.display())]
+    Present(PathBuf),
+    /// A layer that cannot be written that way.
+    #[error("{}: {reason}", path.display())]
+    Layer {
+        /// Its file.
+        path: PathBuf,
+        /// Why not.
+        reason: String,
+    },
+    /// A source that is no raw image.
+    #[error("{}: {reason}", path.display())]
+    Source {
+        /// Its file.
+        path: PathBuf,
+        /// What it is.
+        reason: &'static str,
+    },
     /// Files that failed verification; each was reported.
     #[error("{bad} of {all} files failed")]
     Verify {
@@ -87,8 +106,11 @@ impl Error {
                 obd_core::Error::Io { .. } | obd_core::Error::OutOfMemory => 3,
                 _ => 1,
             },
-            Error::Config { .. } | Error::Digest { .. } | Error::Verify { .. } => 1,
-            Error::Exists(_) | Error::NotAFile(_) => 2,
+            Error::Config { .. }
+            | Error::Digest { .. }
+            | Error::Verify { .. }
+            | Error::Source { .. } => 1,
+            Error::Exists(_) | Error::NotAFile(_) | Error::Present(_) | Error::Layer { .. } => 2,
             Error::Io { .. } => 3,
             Error::Interrupted => 130,
         }

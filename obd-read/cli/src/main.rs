@@ -1,13 +1,16 @@
 // SPDX-License-Identifier: MIT
 
-//! `obd`: reads overlaybd images.
+//! `obd`: reads and writes overlaybd images.
 //!
 //! Exit codes: 0 all went well; 1 a file is damaged or refused; 2 wrong usage;
 //! 3 the system refused; 130 a signal came.
 
 #![forbid(unsafe_code)]
 
+mod commit;
 mod config;
+mod convert;
+mod create;
 mod dump;
 mod error;
 mod export;
@@ -16,6 +19,7 @@ mod open;
 mod output;
 mod ui;
 mod verify;
+mod write;
 
 use clap::{
     Parser,
@@ -24,7 +28,7 @@ use clap::{
 use error::Result;
 use std::process::ExitCode;
 
-/// Reads overlaybd images: layers, zfiles and stacks of them.
+/// Reads and writes overlaybd images: layers, zfiles and stacks of them.
 #[derive(Parser)]
 #[command(name = "obd", version, max_term_width = 100)]
 struct Cli {
@@ -43,6 +47,9 @@ enum Command {
     Dump(dump::Args),
     Export(export::Args),
     Merge(dump::MergeArgs),
+    Create(create::Args),
+    Commit(commit::Args),
+    Convert(convert::Args),
 }
 
 /// Writes one JSON document to standard output.
@@ -62,6 +69,9 @@ fn run(cli: &Cli) -> Result<()> {
         Command::Dump(args) => dump::run(args, cli.json),
         Command::Export(args) => export::run(args, cli.json, &interrupted),
         Command::Merge(args) => dump::merge(args, cli.json, &interrupted),
+        Command::Create(args) => create::run(args, cli.json),
+        Command::Commit(args) => commit::run(args, cli.json, &interrupted),
+        Command::Convert(args) => convert::run(args, cli.json, &interrupted),
     }
 }
 

@@ -41,7 +41,7 @@ pub(crate) type Image = obd_core::Image<File, Host, Vec<Layer>>;
 #[derive(clap::Args)]
 pub(crate) struct StackArgs {
     /// Layers, bottom to top, or one image configuration (*.json).
-    #[arg(required = true, value_name = "CONFIG|LAYER")]
+    #[arg(required_unless_present = "upper_data", value_name = "CONFIG|LAYER")]
     layers: Vec<PathBuf>,
 
     /// Data file of a read-write layer on top.

@@ -1,0 +1,96 @@
+// SPDX-License-Identifier: MIT
+
+//! `obd create`: an empty read-write layer.
+
+use crate::error::{
+    Error,
+    Result, //
+};
+use crate::ui;
+use crate::write;
+use obd_writer::{
+    Kind,
+    TargetError, //
+};
+use serde::Serialize;
+use std::path::{
+    Path,
+    PathBuf, //
+};
+use uuid::Uuid;
+
+/// Make an empty read-write layer.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Its data file.
+    #[arg(value_name = "DATA")]
+    data: PathBuf,
+
+    /// Its index file.
+    #[arg(value_name = "INDEX", required_unless_present = "sparse")]
+    index: Option<PathBuf>,
+
+    /// Keep data at its own address in a file with holes, without an index.
+    #[arg(long, conflicts_with = "index")]
+    sparse: bool,
+
+    /// Size of the image: bytes, or a number and K, M, G or T (of 1024). 0 is
+    /// that of the layers below.
+    #[arg(short, long, value_parser = size)]
+    size: u64,
+
+    /// The UUID of the layer below.
+    #[arg(long, value_name = "UUID")]
+    parent_uuid: Option<Uuid>,
+}
+
+fn size(text: &str) -> std::result::Result<u64, String> {
+    let digits = text.trim_end_matches(|c: char| !c.is_ascii_digit());
+    let shift = match &text[digits.len()..] {
+        "" => 0,
+        "K" | "k" | "KiB" => 10,
+        "M" | "MiB" => 20,
+        "G" | "GiB" => 30,
+        "T" | "TiB" => 40,
+        other => return Err(format!("no such unit: {other}")),
+    };
+    let number: u64 = digits.parse().map_err(|error| format!("{error}"))?;
+    number
+        .checked_mul(1 << shift)
+        .ok_or_else(|| "too large".into())
+}
+
+/// What was made.
+#[derive(Serialize)]
+struct Created<'a> {
+    data: &'a Path,
+    index: Option<&'a Path>,
+    uuid: String,
+    virtual_size: u64,
+}
+
+/// Runs `obd create`.
+pub(crate) fn run(args: &Args, json: bool) -> Result<()> {
+    let kind = match &args.index {
+        Some(index) => Kind::Log(index.clone()),
+        None => Kind::Sparse,
+    };
+    let made = obd_writer::create(&args.data, &kind, args.size, args.parent_uuid);
+    let uuid = made.map_err(|error| match error {
+        // There is no --force here: what was written to a layer is there once.
+        TargetError::Exists(path) => Error::Present(path),
+        other => write::target_error(other),
+    })?;
+    let uuid = uuid.hyphenated().to_string().to_uppercase();
+    if json {
+        crate::print_json(&Created {
+            data: &args.data,
+            index: args.index.as_deref(),
+            uuid,
+            virtual_size: args.size,
+        });
+    } else {
+        ui::print(&format!("{}: layer {uuid}", args.data.display()));
+    }
+    Ok(())
+}

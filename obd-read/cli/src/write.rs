@@ -1,0 +1,271 @@
+// SPDX-License-Identifier: MIT
+
+//! What `obd commit` and `obd convert` have in common: how a layer is written,
+//! and what is said of it.
+
+use crate::error::{
+    Error,
+    Result, //
+};
+use crate::ui::{
+    self,
+    Progress, //
+};
+use obd_writer::{
+    Algorithm,
+    Compression,
+    FileSink,
+    Options,
+    Source,
+    Stats,
+    TargetError, //
+};
+use rustix::time::{
+    ClockId,
+    clock_gettime, //
+};
+use serde::Serialize;
+use std::fmt::Display;
+use std::io;
+use std::num::NonZero;
+use std::ops::ControlFlow;
+use std::path::{
+    Path,
+    PathBuf, //
+};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::thread::available_parallelism;
+use std::time::{
+    Duration,
+    Instant, //
+};
+use uuid::Uuid;
+
+/// How a layer is written.
+#[derive(clap::Args)]
+pub(crate) struct WriteArgs {
+    /// The layer to write.
+    #[arg(short, long, value_name = "LAYER")]
+    pub(crate) output: PathBuf,
+
+    /// Replace the file if it exists.
+    #[arg(short, long)]
+    force: bool,
+
+    /// How blocks are compressed; `none` writes a plain LSMT file.
+    #[arg(long, value_enum, default_value_t = Codec::Lz4)]
+    algorithm: Codec,
+
+    /// KiB per compressed block: 4, 8, 16, 32 or 64.
+    #[arg(long, value_name = "KIB", default_value_t = 4, value_parser = block_size)]
+    block_size: u32,
+
+    /// Leave out the checksums of blocks.
+    #[arg(long)]
+    no_checksums: bool,
+
+    /// Wrap the layer in tar, as registries want it.
+    #[arg(long)]
+    tar: bool,
+
+    /// Threads that read and compress; all processors by default.
+    #[arg(long, value_name = "N")]
+    threads: Option<NonZero<usize>>,
+
+    /// The layer's UUID; nil by default, so that equal layers are equal files.
+    #[arg(long)]
+    uuid: Option<Uuid>,
+
+    /// The UUID of the layer below; by default that of the source.
+    #[arg(long, value_name = "UUID")]
+    parent_uuid: Option<Uuid>,
+
+    /// A commit message.
+    #[arg(short, long, value_name = "TEXT", default_value = "")]
+    message: String,
+}
+
+/// How blocks are compressed.
+#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Codec {
+    Lz4,
+    Zstd,
+    None,
+}
+
+fn block_size(text: &str) -> std::result::Result<u32, String> {
+    match text.parse() {
+        Ok(kib @ (4 | 8 | 16 | 32 | 64)) => Ok(kib),
+        _ => Err("4, 8, 16, 32 or 64 are possible".into()),
+    }
+}
+
+/// What was written.
+#[derive(Serialize)]
+struct Written<'a> {
+    output: &'a Path,
+    /// Bytes of the image, of data in it, and of the file.
+    virtual_size: u64,
+    data: u64,
+    stored: u64,
+    segments: u64,
+    zeroed_segments: u64,
+    blocks: u64,
+    oversized_blocks: u64,
+    copies_per_byte: f64,
+    threads: usize,
+    seconds: f64,
+    cpu_seconds: f64,
+    /// Data per second, MiB.
+    throughput: f64,
+}
+
+impl WriteArgs {
+    /// Writes what `source` holds and says so; `parent` is the UUID of the layer
+    /// below as the source has it, `explain` an error of the source.
+    pub(crate) fn write<S>(
+        &self,
+        source: &S,
+        parent: Option<[u8; 36]>,
+        json: bool,
+        interrupted: &Arc<AtomicBool>,
+        explain: impl Fn(S::Error) -> Error,
+    ) -> Result<()>
+    where
+        S: Source<Error: Display>,
+    {
+        let options = self.options(parent);
+        let (started, cpu) = (Instant::now(), cpu_time());
+        let sink = FileSink::create(&self.output, self.force).map_err(target_error)?;
+        let mut progress: Option<Progress> = None;
+        let mut before = 0;
+        let stats = obd_writer::commit(source, sink, &options, |done, all| {
+            let progress = progress.get_or_insert_with(|| Progress::new("write", all, interrupted));
+            let advanced = progress.advance(done - before);
+            before = done;
+            match advanced {
+                Ok(()) => ControlFlow::Continue(()),
+                Err(_) => ControlFlow::Break(()),
+            }
+        });
+        drop(progress);
+        let stats = stats.map_err(|error| self.error(error, explain))?;
+        self.report(&stats, &options, started.elapsed(), cpu_time() - cpu, json);
+        Ok(())
+    }
+
+    fn options(&self, parent: Option<[u8; 36]>) -> Options {
+        let algorithm = match self.algorithm {
+            Codec::Lz4 => Some(Algorithm::Lz4),
+            Codec::Zstd => Some(Algorithm::Zstd),
+            Codec::None => None,
+        };
+        let mut options = Options {
+            compression: algorithm.map(|algorithm| Compression {
+                algorithm,
+                block_size: self.block_size << 10,
+                checksums: !self.no_checksums,
+            }),
+            tar: self.tar,
+            uuid: self.uuid.unwrap_or_default(),
+            message: self.message.clone(),
+            threads: self.threads.unwrap_or_else(|| {
+                let all = available_parallelism().unwrap_or(NonZero::<usize>::MIN);
+                all.min(Options::MAX_THREADS)
+            }),
+            ..Options::default()
+        };
+        if let Some(parent) = self.parent_uuid {
+            parent.hyphenated().encode_upper(&mut options.parent_uuid);
+        } else if let Some(parent) = parent {
+            options.parent_uuid = parent;
+        }
+        options
+    }
+
+    fn error<E: Display>(
+        &self,
+        error: obd_writer::Error<E>,
+        explain: impl Fn(E) -> Error,
+    ) -> Error {
+        use obd_writer::Error as Failed;
+        let path = &self.output;
+        match error {
+            Failed::Ranges(error) | Failed::Reader(error) | Failed::Read { error, .. } => {
+                explain(error)
+            }
+            Failed::Interrupted => Error::Interrupted,
+            Failed::Write { error, .. } => Error::io("write", path, error),
+            Failed::Finish(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                Error::Exists(path.into())
+            }
+            Failed::Finish(error) => Error::io("finish", path, error),
+            Failed::Thread(error) => Error::io("start a thread for", path, error),
+            other => Error::Layer {
+                path: path.into(),
+                reason: other.to_string(),
+            },
+        }
+    }
+
+    fn report(&self, stats: &Stats, options: &Options, took: Duration, cpu: Duration, json: bool) {
+        let seconds = took.as_secs_f64();
+        let mib = stats.data as f64 / f64::from(1 << 20);
+        let throughput = if seconds > 0.0 { mib / seconds } else { 0.0 };
+        if stats.oversized_blocks > 0 {
+            eprintln!(
+                "warning: {} blocks of 64 KiB grew, and overlaybd's own tools cannot read such: \
+                 for them choose a smaller block size",
+                stats.oversized_blocks
+            );
+        }
+        if json {
+            crate::print_json(&Written {
+                output: &self.output,
+                virtual_size: stats.virtual_size,
+                data: stats.data,
+                stored: stats.stored,
+                segments: stats.segments,
+                zeroed_segments: stats.zeroed_segments,
+                blocks: stats.blocks,
+                oversized_blocks: stats.oversized_blocks,
+                copies_per_byte: match stats.data {
+                    0 => 0.0,
+                    data => stats.copied as f64 / data as f64,
+                },
+                threads: options.threads.get(),
+                seconds,
+                cpu_seconds: cpu.as_secs_f64(),
+                throughput,
+            });
+        } else {
+            ui::print(&format!(
+                "{}: {mib:.1} MiB of data in {} segments, {} bytes stored, \
+                 {seconds:.2} s ({throughput:.0} MiB/s)",
+                self.output.display(),
+                stats.segments,
+                stats.stored,
+            ));
+        }
+    }
+}
+
+/// Why there is no file to write to.
+pub(crate) fn target_error(error: TargetError) -> Error {
+    match error {
+        TargetError::Exists(path) => Error::Exists(path),
+        TargetError::NotAFile(path) => Error::NotAFile(path),
+        TargetError::Io { what, path, error } => Error::io(what, path, error),
+        TargetError::BadSize { path, size } => Error::Layer {
+            path,
+            reason: format!("an image cannot have {size} bytes"),
+        },
+    }
+}
+
+/// Processor time of the whole process.
+fn cpu_time() -> Duration {
+    let now = clock_gettime(ClockId::ProcessCPUTime);
+    Duration::new(now.tv_sec.unsigned_abs(), now.tv_nsec as u32)
+}
