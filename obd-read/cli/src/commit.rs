@@ -35,7 +35,7 @@ pub(crate) fn run(args: &Args, json: bool, interrupted: &Arc<AtomicBool>) -> Res
         Stack::ZFile(path, _) => {
             return Err(Error::Source {
                 path,
-                reason: "a zfile, but no layer: export it, then convert that",
+                reason: "a zfile, but no layer: export it, then convert that".into(),
             });
         }
     };

@@ -48,7 +48,7 @@ pub(crate) fn run(args: &Args, json: bool, interrupted: &Arc<AtomicBool>) -> Res
     if !reason.is_empty() {
         return Err(Error::Source {
             path: path.into(),
-            reason,
+            reason: reason.into(),
         });
     }
     let source = match args.full {

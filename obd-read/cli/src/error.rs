@@ -59,7 +59,7 @@ pub(crate) enum Error {
     /// The output is there already, and this command never replaces it.
     #[error("{} exists", .0.display())]
     Present(PathBuf),
-    /// A layer that cannot be written that way.
+    /// Options with which no layer can be written.
     #[error("{}: {reason}", path.display())]
     Layer {
         /// Its file.
@@ -67,13 +67,13 @@ pub(crate) enum Error {
         /// Why not.
         reason: String,
     },
-    /// A source that is no raw image.
+    /// A source of which no layer can be made.
     #[error("{}: {reason}", path.display())]
     Source {
-        /// Its file.
+        /// Its file, or that of the layer.
         path: PathBuf,
-        /// What it is.
-        reason: &'static str,
+        /// Why not.
+        reason: String,
     },
     /// Files that failed verification; each was reported.
     #[error("{bad} of {all} files failed")]

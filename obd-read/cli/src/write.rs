@@ -202,7 +202,14 @@ impl WriteArgs {
             }
             Failed::Finish(error) => Error::io("finish", path, error),
             Failed::Thread(error) => Error::io("start a thread for", path, error),
-            other => Error::Layer {
+            Failed::OutOfMemory(_) | Failed::Compress(_) => {
+                Error::io("write", path, io::ErrorKind::OutOfMemory.into())
+            }
+            Failed::Option { .. } => Error::Layer {
+                path: path.into(),
+                reason: error.to_string(),
+            },
+            other => Error::Source {
                 path: path.into(),
                 reason: other.to_string(),
             },

@@ -153,10 +153,18 @@ pub fn commit<S: Source, K: Sink>(
     let label = label(source, options)?;
     let blocks = options.compression.map(blocks).transpose()?;
     let content = Content::new(source, &label)?;
+    let mut table = Vec::new();
+    if let Some(blocks) = blocks {
+        let len = content.size().div_ceil(blocks.size as u64) * 4;
+        usize::try_from(len)
+            .ok()
+            .and_then(|len| table.try_reserve_exact(len).ok())
+            .ok_or(Error::OutOfMemory(len))?;
+    }
     let mut writer = Writer {
         sink,
         at: 0,
-        table: Vec::new(),
+        table,
         stats: Stats {
             virtual_size: label.virtual_size,
             segments: content.segments,

@@ -56,6 +56,9 @@ pub enum Error<E> {
     /// The compressor failed on a block: out of memory.
     #[error("cannot compress the block at byte {0} of the layer")]
     Compress(u64),
+    /// There is no memory for the jump table.
+    #[error("no memory for {0} bytes of jump table")]
+    OutOfMemory(u64),
     /// The system gave no thread.
     #[error("cannot start a thread: {0}")]
     Thread(io::Error),

@@ -17,9 +17,9 @@
 //!
 //! # Memory
 //!
-//! Less than 2 MiB per thread, 4 bytes per block (the jump table is the last
-//! but one thing in the file), and 40 bytes per segment, of which there may be
-//! [`obd_core::lsmt::MAX_SEGMENTS`].
+//! About 2 MiB per thread, 4 bytes per block (the jump table comes last but one
+//! in the file), 24 bytes per [`source::Range`] the source lists, and 40 bytes
+//! per segment, of which there may be [`obd_core::lsmt::MAX_SEGMENTS`].
 //!
 //! # Layout
 //!
