@@ -49,6 +49,7 @@ const struct lbio_ns *lbio_find_ns(struct block_device *bdev)
 {
 	struct gendisk *disk = bdev->bd_disk;
 
+	/* Pairs with lbio_set_driver(): the callback is set with the fops. */
 	if (disk->fops != smp_load_acquire(&lbio_driver.fops))
 		return NULL;
 	return lbio_driver.ns(disk);
@@ -57,6 +58,7 @@ const struct lbio_ns *lbio_find_ns(struct block_device *bdev)
 /* Whether lbio_map() may be called for the inode of @file. */
 bool lbio_may_map(const struct file *file)
 {
+	/* Pairs with lbio_set_fs(): the callback is set with the fops. */
 	return file->f_op == smp_load_acquire(&lbio_fs.fops);
 }
 

@@ -209,7 +209,12 @@ impl Checker<'_> {
         if output.status.success() {
             return Ok(None);
         }
-        let said = [output.stdout, output.stderr].concat();
+        // Its helpers' tracebacks on standard error matter only if it does
+        // not get to complain itself.
+        let said = match output.stdout.is_empty() {
+            true => output.stderr,
+            false => output.stdout,
+        };
         Ok(Some(complaints(&String::from_utf8_lossy(&said), &patch)))
     }
 

@@ -9,11 +9,11 @@
 //! is one word, so that each step is one atomic operation:
 //!
 //! ```text
-//!            alloc            complete, cancel          release
-//!   free ───────────▶ flying ─────────────────▶ done ───────────▶ free
-//!                       │                        ▲
-//!                       └──▶ flying, with a ─────┘
-//!                  sleep     sleeper's token      hands the token back
+//!        alloc            complete, cancel       release
+//!   free -----> flying ---------------------> done -------> free
+//!                  |                            ^
+//!                  +---> flying, with a --------+
+//!                 sleep  sleeper's token  hands the token back
 //! ```
 //!
 //! There are as many slots as a queue holds entries, less one: neither queue
