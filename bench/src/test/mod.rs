@@ -8,6 +8,7 @@ mod suite;
 
 use crate::context::Context;
 use crate::error::Result;
+use crate::setup;
 use suite::Suite;
 
 /// Options of `aios test`.
@@ -23,6 +24,11 @@ pub(crate) struct Args {
 
 /// Runs `aios test`.
 pub(crate) fn run(ctx: &Context, args: &Args) -> Result<u8> {
+    // Guests' sockets and the series' build folder are those of the cache.
+    let _lock = match args.list || ctx.dry_run {
+        true => None,
+        false => Some(setup::lock(&ctx.cache_dir("test")?.join("lock"))?),
+    };
     let mut suite = Suite::new(args.only.clone(), args.list);
     host::run(ctx, &mut suite);
     series::run(ctx, &mut suite);
