@@ -42,7 +42,6 @@ pub mod image;
 pub mod index;
 mod le;
 pub mod lsmt;
-#[cfg(feature = "lz4_flex")]
 pub mod lz4;
 pub mod platform;
 pub mod scratch;

@@ -53,7 +53,7 @@ struct CountedHost;
 impl Platform for CountedHost {
     type Memory = Counted;
     type Crc = Hardware;
-    type Lz4 = obd_core::lz4::Lz4Flex;
+    type Lz4 = obd_core::lz4::Lz4;
     type Zstd = Zstd;
 }
 

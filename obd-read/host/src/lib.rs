@@ -28,7 +28,7 @@ pub struct Host;
 impl Platform for Host {
     type Memory = Heap;
     type Crc = Hardware;
-    type Lz4 = obd_core::lz4::Lz4Flex;
+    type Lz4 = obd_core::lz4::Lz4;
     type Zstd = Zstd;
 }
 
