@@ -4,5 +4,9 @@
 
 #[test]
 fn test_cli_prints_what_the_snapshots_hold() {
-    trycmd::TestCases::new().case("tests/cli/*.trycmd");
+    // `aios test`, which may be who runs this, has the lock of its own cache.
+    let cache = tempfile::tempdir().unwrap();
+    trycmd::TestCases::new()
+        .env("AIOS_CACHE", cache.path().to_str().unwrap())
+        .case("tests/cli/*.trycmd");
 }
