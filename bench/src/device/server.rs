@@ -18,7 +18,6 @@ use crate::error::{
 };
 use crate::process::Tool;
 use aios_disk::control::Control;
-use std::env;
 use std::fs::{
     self,
     File, //
@@ -82,7 +81,7 @@ impl Server {
                 "choose a folder whose path leaves it below {MAX_SOCKET_PATH} bytes"
             )));
         }
-        let mut tool = program()?
+        let mut tool = program()
             .args(["disk", "serve", "--until-stdin-closes", "--image"])
             .arg(image)
             .arg("--socket")
@@ -204,19 +203,22 @@ impl Drop for Process {
     }
 }
 
+/// This program, even if a build has replaced its file since it was started.
+const PROGRAM: &str = "/proc/self/exe";
+
 /// This program, to be started again.
 #[cfg(not(test))]
-fn program() -> Result<Tool> {
-    Ok(Tool::new(env::current_exe().at("find", "this program")?))
+fn program() -> Tool {
+    Tool::new(PROGRAM)
 }
 
 /// The program of the tests, which has no subcommands: one of its tests plays
 /// the part, and finds the arguments after `--`.
 #[cfg(test)]
-fn program() -> Result<Tool> {
-    Ok(Tool::new(env::current_exe().at("find", "this program")?)
+fn program() -> Tool {
+    Tool::new(PROGRAM)
         .args(["--exact", "device::server::tests::act_as_server"])
-        .args(["--ignored", "--nocapture", "--"]))
+        .args(["--ignored", "--nocapture", "--"])
 }
 
 #[cfg(test)]
@@ -225,6 +227,7 @@ mod tests {
     use crate::context::GlobalArgs;
     use aios_disk::client::Client;
     use clap::Parser;
+    use std::env;
 
     /// What the program would make of the arguments after `--`.
     #[derive(Parser)]
