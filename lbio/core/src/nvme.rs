@@ -22,6 +22,26 @@ pub struct Sqe {
 }
 
 impl Sqe {
+    /// A command of any kind: its opcode, identifier, namespace (0 for none),
+    /// data, and command dwords 10 to 15.
+    #[inline]
+    pub const fn new(opcode: u8, cid: u16, nsid: u32, prp: Prp, dwords: [u32; 6]) -> Self {
+        let command = opcode as u64 | (cid as u64) << 16 | (nsid as u64) << 32;
+        let [d10, d11, d12, d13, d14, d15] = dwords;
+        Self {
+            words: [
+                command.to_le(),
+                0,
+                0,
+                prp.first.to_le(),
+                prp.second.to_le(),
+                (d10 as u64 | (d11 as u64) << 32).to_le(),
+                (d12 as u64 | (d13 as u64) << 32).to_le(),
+                (d14 as u64 | (d15 as u64) << 32).to_le(),
+            ],
+        }
+    }
+
     /// Read of `blocks` logical blocks (1 to 65,536) from `slba` of namespace
     /// `nsid` into the memory that `prp` describes.
     #[inline]
@@ -131,6 +151,20 @@ mod tests {
         assert_eq!(bytes[40..48], 0x0102_0304_0506_0708u64.to_le_bytes());
         assert_eq!(bytes[48..52], 7u32.to_le_bytes(), "0's based length");
         assert_eq!(bytes[52..], [0; 12]);
+    }
+
+    #[test]
+    fn test_new_with_the_fields_of_a_read_is_that_read() {
+        let prp = Prp {
+            first: 0x1000,
+            second: 0x2000,
+        };
+        let dwords = [0x0506_0708, 0x0102_0304, 7, 0, 0, 0];
+        let general = Sqe::new(0x02, 0x1234, 5, prp, dwords);
+        assert_eq!(general, Sqe::read(0x1234, 5, 0x0102_0304_0506_0708, 8, prp));
+        let last = Sqe::new(0xff, 0, 0, prp, [0, 0, 0, 1, 2, 3]);
+        assert_eq!(u64::from_le(last.words()[6]), 1 << 32);
+        assert_eq!(u64::from_le(last.words()[7]), 2 | 3 << 32);
     }
 
     #[test]
