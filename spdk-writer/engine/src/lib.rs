@@ -4,9 +4,10 @@
 //! engine owns.
 //!
 //! An [`Engine`] takes [`Request`]s, tells the device of all of them at once
-//! ([`Engine::kick`]) and hands back what is done ([`Engine::reap`]). There is
-//! [`Uring`], for files and block devices. Most users want [`Shared`], which
-//! several threads can use and which has simple blocking calls, too.
+//! ([`Engine::kick`]) and hands back what is done ([`Engine::reap`]). There are
+//! [`Uring`], for files and block devices, and [`Vfio`], which drives an NVMe
+//! controller from this process. Most users want [`Shared`], which several
+//! threads can use and which has simple blocking calls, too.
 //!
 //! # What is promised
 //!
@@ -23,7 +24,7 @@
 //! # Layout
 //!
 //! * [`memory`] buffers; [`shared`] one engine for several threads.
-//! * [`uring`] the engine. [`guard`] whether a device may be taken.
+//! * [`uring`], [`vfio`] the engines. [`guard`] whether a device may be taken.
 //! * [`check`] a suite that every engine has to pass.
 
 pub mod check;
@@ -34,6 +35,7 @@ pub mod memory;
 pub mod shared;
 pub mod stats;
 pub mod uring;
+pub mod vfio;
 
 pub use error::{
     Error,
@@ -47,6 +49,7 @@ pub use memory::{
 pub use shared::Shared;
 pub use stats::Stats;
 pub use uring::Uring;
+pub use vfio::Vfio;
 
 /// What a request does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize)]
