@@ -8,6 +8,11 @@ use crate::lsmt::{
     self,
     Label, //
 };
+use crate::options::{
+    Compression,
+    Options,
+    Stats, //
+};
 use crate::pipeline::{
     self,
     Blocks,
@@ -24,96 +29,7 @@ use crate::zfile::{
 };
 use obd_core::Crc32c;
 use obd_host::Hardware;
-use std::num::NonZero;
 use std::ops::ControlFlow;
-use uuid::Uuid;
-
-/// How a layer is compressed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Compression {
-    /// With what.
-    pub algorithm: Algorithm,
-    /// In blocks of how many bytes: 4, 8, 16, 32 or 64 KiB.
-    pub block_size: u32,
-    /// Whether every block has a CRC-32C.
-    pub checksums: bool,
-}
-
-impl Default for Compression {
-    fn default() -> Self {
-        Self {
-            algorithm: Algorithm::Lz4,
-            block_size: 4096,
-            checksums: true,
-        }
-    }
-}
-
-/// How a layer is written.
-#[derive(Clone, Debug)]
-pub struct Options {
-    /// Stored as it is if [`None`].
-    pub compression: Option<Compression>,
-    /// Whether it is wrapped in tar, as a registry wants it.
-    pub tar: bool,
-    /// Its UUID; nil by default, so that equal layers are equal bytes.
-    pub uuid: Uuid,
-    /// The UUID of the layer below, 36 characters as stored in it; nil by
-    /// default.
-    pub parent_uuid: [u8; 36],
-    /// The commit message, at most 255 bytes, none of them NUL.
-    pub message: String,
-    /// Threads that read and compress, [`Options::MAX_THREADS`] at most. One does it in the caller's
-    /// thread; more leave writing alone to that one.
-    pub threads: NonZero<usize>,
-}
-
-impl Options {
-    /// Most threads.
-    pub const MAX_THREADS: NonZero<usize> = NonZero::new(256).unwrap();
-}
-
-impl Default for Options {
-    fn default() -> Self {
-        Self {
-            compression: Some(Compression::default()),
-            tar: false,
-            uuid: Uuid::nil(),
-            parent_uuid: lsmt::uuid_text(Uuid::nil()),
-            message: String::new(),
-            threads: NonZero::<usize>::MIN,
-        }
-    }
-}
-
-/// What was written.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Stats {
-    /// Size of the image, bytes.
-    pub virtual_size: u64,
-    /// Segments of the index.
-    pub segments: u64,
-    /// Those of them that are zeros.
-    pub zeroed_segments: u64,
-    /// Entries of the index, padding included.
-    pub index_entries: u64,
-    /// Bytes of data.
-    pub data: u64,
-    /// Bytes of the LSMT file, before compression.
-    pub content: u64,
-    /// Bytes that were written.
-    pub stored: u64,
-    /// Compressed blocks, 0 if there are none.
-    pub blocks: u64,
-    /// Stored bytes of the longest block, checksum included.
-    pub longest_block: u32,
-    /// Blocks that became longer than 64 KiB, which upstream's readers refuse:
-    /// only blocks of 64 KiB can.
-    pub oversized_blocks: u64,
-    /// Bytes of data that were copied from the source to a buffer of ours
-    /// before they were compressed or written; [`Stats::data`] at most.
-    pub copied: u64,
-}
 
 /// The state of one [`commit`].
 struct Writer<K> {
@@ -135,6 +51,16 @@ impl<K: Sink> Writer<K> {
         self.at += bytes.len() as u64;
         Ok(())
     }
+
+    /// Counts blocks of `lens` stored bytes.
+    fn count(&mut self, lens: &[u32]) {
+        for len in lens {
+            self.table.extend_from_slice(&len.to_le_bytes());
+            self.stats.longest_block = self.stats.longest_block.max(*len);
+            self.stats.oversized_blocks += u64::from(*len > zfile::LONGEST_UPSTREAM);
+        }
+        self.stats.blocks += lens.len() as u64;
+    }
 }
 
 /// Writes what `source` holds as a layer to `sink` and finishes that. After
@@ -148,110 +74,250 @@ pub fn commit<S: Source, K: Sink>(
     source: &S,
     sink: K,
     options: &Options,
-    mut progress: impl FnMut(u64, u64) -> ControlFlow<()>,
+    progress: impl FnMut(u64, u64) -> ControlFlow<()>,
 ) -> Result<Stats, Error<S::Error>> {
-    let label = label(source, options)?;
-    let blocks = options.compression.map(blocks).transpose()?;
-    let content = Content::new(source, &label)?;
-    let mut table = Vec::new();
-    if let Some(blocks) = blocks {
-        let len = content.size().div_ceil(blocks.size as u64) * 4;
-        usize::try_from(len)
-            .ok()
-            .and_then(|len| table.try_reserve_exact(len).ok())
-            .ok_or(Error::OutOfMemory(len))?;
-    }
-    let mut writer = Writer {
-        sink,
-        at: 0,
-        table,
-        stats: Stats {
-            virtual_size: label.virtual_size,
-            segments: content.segments,
-            zeroed_segments: content.zeroed_segments,
-            index_entries: content.index_entries(),
-            data: content.data(),
-            content: content.size(),
-            stored: 0,
-            blocks: 0,
-            longest_block: 0,
-            oversized_blocks: 0,
-            copied: 0,
-        },
-    };
+    Prepared::new(source, options)?.write(sink, None, progress)
+}
 
-    // Nothing a reader takes for a layer, until it is one.
-    let front = if options.tar { tar::SPACE } else { 0 };
-    writer.append(&[0; tar::SPACE][..front])?;
-    let mut header = Header {
-        index_offset: 0,
-        blocks: 0,
-        original_size: 0,
-        index_crc: 0,
-        block_size: 0,
-        algorithm: Algorithm::Lz4,
-        checksums: false,
-    };
-    if let Some(blocks) = blocks {
+/// Where the writing of a layer can go on: behind one of its batches.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Checkpoint {
+    /// Bytes of the LSMT file that are done, as [`Sink::batch`] said.
+    pub content: u64,
+    /// Bytes that were appended.
+    pub stored: u64,
+    /// Stored bytes of every block so far.
+    pub lens: Vec<u32>,
+}
+
+/// A layer whose layout is known, and nothing of which is written.
+pub struct Prepared<'a, S> {
+    source: &'a S,
+    options: Options,
+    content: Content,
+    blocks: Option<Blocks>,
+}
+
+impl<'a, S: Source> Prepared<'a, S> {
+    /// Asks `source` for its ranges and lays them out.
+    ///
+    /// # Errors
+    ///
+    /// [`Error`].
+    pub fn new(source: &'a S, options: &Options) -> Result<Self, Error<S::Error>> {
+        let label = label(source, options)?;
+        Ok(Self {
+            source,
+            options: options.clone(),
+            content: Content::new(source, &label)?,
+            blocks: options.compression.map(blocks).transpose()?,
+        })
+    }
+
+    /// Size of the LSMT file, bytes: what is written before compression.
+    pub fn content(&self) -> u64 {
+        self.content.size()
+    }
+
+    /// Size of the image, bytes.
+    pub fn virtual_size(&self) -> u64 {
+        self.source.size()
+    }
+
+    /// A number that is another one, most likely, if the source's ranges or what
+    /// the layer says of itself are others. It says nothing of the data.
+    pub fn layout(&self) -> u32 {
+        self.content.layout()
+    }
+
+    /// Bytes per compressed block, 0 if there are none.
+    pub fn block_size(&self) -> u32 {
         // One of five sizes: fits.
-        header.block_size = blocks.size as u32;
-        header.algorithm = blocks.algorithm;
-        header.checksums = blocks.checksums;
-        writer.append(&header.encode(Part::Draft))?;
+        self.blocks.map_or(0, |blocks| blocks.size as u32)
     }
 
-    let job = Job {
-        source,
-        content: &content,
-        blocks,
-    };
-    let mut done = 0;
-    pipeline::run(&job, options.threads.get(), |output| {
-        for len in &output.lens {
-            writer.table.extend_from_slice(&len.to_le_bytes());
-            writer.stats.longest_block = writer.stats.longest_block.max(*len);
-            writer.stats.oversized_blocks += u64::from(*len > zfile::LONGEST_UPSTREAM);
-        }
-        writer.stats.blocks += output.lens.len() as u64;
-        writer.stats.copied += output.copied;
-        writer.append(output.stored())?;
-        done += output.content;
-        match progress(done, content.size()) {
-            ControlFlow::Continue(()) => Ok(()),
-            ControlFlow::Break(()) => Err(Error::Interrupted),
-        }
-    })?;
+    /// As many bytes as the layer can have at most.
+    pub fn most_stored(&self) -> u64 {
+        let content = self.content.size();
+        let blocks = match self.blocks {
+            None => return content + tar::SPACE as u64 + tar::padding(content) as u64,
+            Some(blocks) => content.div_ceil(blocks.size as u64),
+        };
+        let grown = blocks * (zfile::GROWTH + zfile::CRC + 4) as u64;
+        let payload = content + grown + 2 * zfile::SPACE as u64;
+        payload + tar::SPACE as u64 + tar::padding(payload) as u64
+    }
 
-    let mut first = Vec::new();
-    if blocks.is_some() {
-        let table = std::mem::take(&mut writer.table);
-        header.index_offset = writer.at - front as u64;
-        header.blocks = writer.stats.blocks;
-        header.original_size = content.size();
-        header.index_crc = Hardware::crc32c(0, &table);
-        writer.append(&table)?;
-        writer.append(&header.encode(Part::Trailer))?;
-        first.extend_from_slice(&header.encode(Part::Header));
+    /// Bytes in front of the zfile, and of its header.
+    fn front(&self) -> (usize, usize) {
+        let tar = if self.options.tar { tar::SPACE } else { 0 };
+        let zfile = self.blocks.map_or(0, |_| zfile::SPACE);
+        (tar, zfile)
     }
-    if options.tar {
-        let payload = writer.at - front as u64;
-        writer.append(&vec![0; tar::padding(payload)])?;
-        first.splice(..0, tar::header(payload));
+
+    /// Checks that `checkpoint` can be one of this layer.
+    fn check(&self, checkpoint: &Checkpoint) -> Result<(), Error<S::Error>> {
+        let &Checkpoint {
+            content,
+            stored,
+            ref lens,
+        } = checkpoint;
+        let size = self.content.size();
+        let (tar, zfile) = self.front();
+        let (blocks, bytes) = match self.blocks {
+            None => (0, content),
+            Some(blocks) => (
+                content.div_ceil(blocks.size as u64),
+                lens.iter().map(|len| u64::from(*len)).sum(),
+            ),
+        };
+        let whole = content.is_multiple_of(pipeline::BATCH as u64) || content == size;
+        let reason = if content > size || !whole {
+            "it is not behind a batch"
+        } else if lens.len() as u64 != blocks {
+            "it has not as many blocks"
+        } else if stored != (tar + zfile) as u64 + bytes {
+            "its blocks have another size"
+        } else {
+            return Ok(());
+        };
+        Err(Error::Checkpoint { stored, reason })
     }
-    writer.stats.stored = writer.at;
-    if !first.is_empty() {
-        let len = first.len() as u64;
-        writer
-            .sink
-            .overwrite(&first)
-            .map_err(|error| Error::Write {
-                offset: 0,
-                len,
+
+    /// Writes the layer to `sink` and finishes that, from the beginning or from
+    /// `checkpoint` on, up to which everything is in the sink. `progress` is as
+    /// that of [`commit`].
+    ///
+    /// # Errors
+    ///
+    /// As [`commit`], and [`Error::Checkpoint`].
+    pub fn write<K: Sink>(
+        &self,
+        sink: K,
+        checkpoint: Option<Checkpoint>,
+        mut progress: impl FnMut(u64, u64) -> ControlFlow<()>,
+    ) -> Result<Stats, Error<S::Error>> {
+        let Self {
+            content, blocks, ..
+        } = self;
+        let blocks = *blocks;
+        if let Some(checkpoint) = &checkpoint {
+            self.check(checkpoint)?;
+        }
+        let mut table = Vec::new();
+        if let Some(blocks) = blocks {
+            let len = content.size().div_ceil(blocks.size as u64) * 4;
+            usize::try_from(len)
+                .ok()
+                .and_then(|len| table.try_reserve_exact(len).ok())
+                .ok_or(Error::OutOfMemory(len))?;
+        }
+        let mut writer = Writer {
+            sink,
+            at: 0,
+            table,
+            stats: Stats {
+                virtual_size: self.virtual_size(),
+                segments: content.segments,
+                zeroed_segments: content.zeroed_segments,
+                index_entries: content.index_entries(),
+                data: content.data(),
+                content: content.size(),
+                stored: 0,
+                blocks: 0,
+                longest_block: 0,
+                oversized_blocks: 0,
+                copied: 0,
+            },
+        };
+        let (front, _) = self.front();
+        let mut header = Header {
+            index_offset: 0,
+            blocks: 0,
+            original_size: 0,
+            index_crc: 0,
+            block_size: 0,
+            algorithm: Algorithm::Lz4,
+            checksums: false,
+        };
+        if let Some(blocks) = blocks {
+            // One of five sizes: fits.
+            header.block_size = blocks.size as u32;
+            header.algorithm = blocks.algorithm;
+            header.checksums = blocks.checksums;
+        }
+        let mut done = 0;
+        match checkpoint {
+            Some(checkpoint) => {
+                done = checkpoint.content;
+                writer.at = checkpoint.stored;
+                writer.count(&checkpoint.lens);
+            }
+            None => {
+                // Nothing a reader takes for a layer, until it is one.
+                writer.append(&[0; tar::SPACE][..front])?;
+                if blocks.is_some() {
+                    writer.append(&header.encode(Part::Draft))?;
+                }
+            }
+        }
+
+        let job = Job {
+            source: self.source,
+            content,
+            blocks,
+        };
+        let threads = self.options.threads.get();
+        let first = done.div_ceil(pipeline::BATCH as u64);
+        pipeline::run(&job, threads, first, |output| {
+            writer.count(&output.lens);
+            writer.stats.copied += output.copied;
+            writer.append(output.stored())?;
+            done += output.content;
+            let at = writer.at;
+            let told = writer.sink.batch(done, &output.lens);
+            told.map_err(|error| Error::Write {
+                offset: at,
+                len: 0,
                 error,
             })?;
+            match progress(done, content.size()) {
+                ControlFlow::Continue(()) => Ok(()),
+                ControlFlow::Break(()) => Err(Error::Interrupted),
+            }
+        })?;
+
+        let mut first = Vec::new();
+        if blocks.is_some() {
+            let table = std::mem::take(&mut writer.table);
+            header.index_offset = writer.at - front as u64;
+            header.blocks = writer.stats.blocks;
+            header.original_size = content.size();
+            header.index_crc = Hardware::crc32c(0, &table);
+            writer.append(&table)?;
+            writer.append(&header.encode(Part::Trailer))?;
+            first.extend_from_slice(&header.encode(Part::Header));
+        }
+        if self.options.tar {
+            let payload = writer.at - front as u64;
+            writer.append(&vec![0; tar::padding(payload)])?;
+            first.splice(..0, tar::header(payload));
+        }
+        writer.stats.stored = writer.at;
+        if !first.is_empty() {
+            let len = first.len() as u64;
+            writer
+                .sink
+                .overwrite(&first)
+                .map_err(|error| Error::Write {
+                    offset: 0,
+                    len,
+                    error,
+                })?;
+        }
+        writer.sink.finish().map_err(Error::Finish)?;
+        Ok(writer.stats)
     }
-    writer.sink.finish().map_err(Error::Finish)?;
-    Ok(writer.stats)
 }
 
 fn label<S: Source>(source: &S, options: &Options) -> Result<Label, Error<S::Error>> {

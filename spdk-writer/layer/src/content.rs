@@ -15,11 +15,15 @@ use crate::source::{
     Range,
     Source, //
 };
-use obd_core::SECTOR;
 use obd_core::lsmt::{
     MAX_LEN,
     MAX_SEGMENTS, //
 };
+use obd_core::{
+    Crc32c,
+    SECTOR, //
+};
+use obd_host::Hardware;
 
 /// Sectors upstream's commit copies at a time, each an entry of its index...
 const STEP: u64 = 64;
@@ -115,6 +119,12 @@ impl Content {
     /// Bytes of the source's data.
     pub(crate) fn data(&self) -> u64 {
         self.index_offset - lsmt::SPACE as u64
+    }
+
+    /// CRC-32C of header, index and trailer.
+    pub(crate) fn layout(&self) -> u32 {
+        let crc = Hardware::crc32c(u32::MAX, &self.header);
+        Hardware::crc32c(crc, &self.tail)
     }
 
     /// The run that holds byte `at` of the data area.

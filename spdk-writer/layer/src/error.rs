@@ -62,6 +62,14 @@ pub enum Error<E> {
     /// The system gave no thread.
     #[error("cannot start a thread: {0}")]
     Thread(io::Error),
+    /// A checkpoint that is not one of this layer.
+    #[error("the layer cannot go on at byte {stored}: {reason}")]
+    Checkpoint {
+        /// Bytes that were stored.
+        stored: u64,
+        /// What does not fit.
+        reason: &'static str,
+    },
     /// The output could not be written.
     #[error("cannot write {len} bytes at byte {offset} of the layer: {error}")]
     Write {

@@ -36,6 +36,7 @@ mod content;
 mod create;
 mod error;
 mod lsmt;
+mod options;
 mod pipeline;
 pub mod sink;
 pub mod source;
@@ -43,9 +44,8 @@ mod tar;
 mod zfile;
 
 pub use commit::{
-    Compression,
-    Options,
-    Stats,
+    Checkpoint,
+    Prepared,
     commit, //
 };
 pub use create::{
@@ -55,6 +55,11 @@ pub use create::{
 pub use error::{
     Error,
     TargetError, //
+};
+pub use options::{
+    Compression,
+    Options,
+    Stats, //
 };
 pub use sink::{
     FileSink,

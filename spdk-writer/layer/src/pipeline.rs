@@ -34,7 +34,7 @@ use std::thread;
 
 /// Bytes of the layer in a batch: in and out of it fit a core's own cache. A
 /// multiple of every block size.
-const BATCH: usize = 256 << 10;
+pub(crate) const BATCH: usize = 256 << 10;
 
 /// Output buffers per thread: one being filled, one waiting for its turn, one
 /// being written.
@@ -185,18 +185,19 @@ fn compress(
     Some(())
 }
 
-/// Does `job` in `threads` threads, besides the caller's if more than one, and
-/// calls `accept` with every batch in order.
+/// Does `job` from batch `first` on in `threads` threads, besides the caller's if
+/// more than one, and calls `accept` with every batch in order.
 pub(crate) fn run<S: Source>(
     job: &Job<'_, S>,
     threads: usize,
+    first: u64,
     mut accept: impl FnMut(&Output) -> Result<(), Error<S::Error>>,
 ) -> Result<(), Error<S::Error>> {
     let batches = job.content.size().div_ceil(BATCH as u64);
     if threads <= 1 {
         let mut worker = Worker::new(job)?;
         let mut output = Output::new(job.blocks);
-        for number in 0..batches {
+        for number in first..batches {
             worker.run(number, &mut output)?;
             accept(&output)?;
         }
@@ -209,7 +210,7 @@ pub(crate) fn run<S: Source>(
     }
     let queue = Queue {
         free: Mutex::new(taken),
-        next: AtomicU64::new(0),
+        next: AtomicU64::new(first),
         batches,
     };
     let (done, results) = channel();
@@ -227,7 +228,7 @@ pub(crate) fn run<S: Source>(
         }
         drop(done);
         let mut early = BTreeMap::new();
-        for number in 0..batches {
+        for number in first..batches {
             let output = loop {
                 if let Some(output) = early.remove(&number) {
                     break output;

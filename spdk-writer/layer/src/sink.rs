@@ -31,6 +31,18 @@ pub trait Sink {
     /// Whatever the system says; the layer is given up then.
     fn append(&mut self, bytes: &[u8]) -> io::Result<()>;
 
+    /// Says that what was appended so far holds the first `content` bytes of the
+    /// layer before compression, and that the blocks that came since the last
+    /// call have `lens` stored bytes: all that [`crate::Checkpoint`] needs.
+    ///
+    /// # Errors
+    ///
+    /// As [`Sink::append`].
+    fn batch(&mut self, content: u64, lens: &[u32]) -> io::Result<()> {
+        let _ = (content, lens);
+        Ok(())
+    }
+
     /// Writes `bytes` over the first ones that were appended, which are as many
     /// or more.
     ///
@@ -117,8 +129,17 @@ impl FileSink {
 }
 
 impl FileSink {
+    /// The file in the making, for somebody who writes to it by other means.
+    pub fn file(&self) -> &File {
+        self.temporary.as_file()
+    }
+
     /// Makes the file `len` bytes long; what was not written is a hole.
-    pub(crate) fn set_len(&mut self, len: u64) -> io::Result<()> {
+    ///
+    /// # Errors
+    ///
+    /// What the system says.
+    pub fn set_len(&mut self, len: u64) -> io::Result<()> {
         self.temporary.as_file().set_len(len)
     }
 }
