@@ -75,6 +75,22 @@ pub(crate) enum Error {
         /// Why not.
         reason: String,
     },
+    /// A device could not be used.
+    #[error("{0}")]
+    Engine(obd_engine::Error),
+    /// A layer store could not be used.
+    #[error("{0}")]
+    Store(obd_store::Error),
+    /// An engine does not do what it should.
+    #[error("{device}: {check}: {reason}")]
+    Check {
+        /// The device.
+        device: String,
+        /// The check that failed.
+        check: &'static str,
+        /// How.
+        reason: String,
+    },
     /// Files that failed verification; each was reported.
     #[error("{bad} of {all} files failed")]
     Verify {
@@ -106,7 +122,10 @@ impl Error {
                 obd_core::Error::Io { .. } | obd_core::Error::OutOfMemory => 3,
                 _ => 1,
             },
-            Error::Config { .. }
+            Error::Engine(_) | Error::Store(obd_store::Error::Device(_)) => 3,
+            Error::Store(_)
+            | Error::Check { .. }
+            | Error::Config { .. }
             | Error::Digest { .. }
             | Error::Verify { .. }
             | Error::Source { .. } => 1,

@@ -2,19 +2,29 @@
 
 //! `obd export`: an image as one raw file.
 
-use crate::error::Result;
+use crate::error::{
+    Error,
+    Result, //
+};
 use crate::open::{
     self,
     Stack,
     StackArgs,
-    StackedImage,
     ZFile, //
 };
 use crate::output::Output;
 use crate::ui::Progress;
-use obd_core::Scratch;
+use obd_core::error::LayerError;
 use obd_core::index::Contents;
+use obd_core::{
+    Image,
+    Layer,
+    Scratch,
+    Source, //
+};
+use obd_host::Host;
 use serde::Serialize;
+use std::io;
 use std::path::{
     Path,
     PathBuf, //
@@ -64,7 +74,12 @@ pub(crate) fn run(args: &Args, json: bool, interrupted: &Arc<AtomicBool>) -> Res
         Stack::Image(stacked) => {
             let size = stacked.image.size();
             let output = Output::create(&args.output, size, args.force)?;
-            let data = export_image(&stacked, &output, interrupted)?;
+            let data = export_image(
+                &stacked.image,
+                |error| stacked.error(error),
+                &output,
+                interrupted,
+            )?;
             output.finish()?;
             (size, data)
         }
@@ -102,13 +117,12 @@ fn export_zfile(
 }
 
 /// Writes what is no hole and returns how many bytes that are.
-fn export_image(
-    stacked: &StackedImage,
+pub(crate) fn export_image<S: Source<Error = io::Error>>(
+    image: &Image<S, Host, Vec<Layer<S, Host>>>,
+    fail: impl Fn(LayerError<io::Error>) -> Error,
     output: &Output,
     interrupted: &Arc<AtomicBool>,
 ) -> Result<u64> {
-    let image = &stacked.image;
-    let fail = |error| stacked.error(error);
     let mut scratch =
         Scratch::new(image.needs()).map_err(|e| fail(obd_core::Error::from(e).into()))?;
     let mut progress = Progress::new("export", image.size(), interrupted);
@@ -119,7 +133,7 @@ fn export_image(
         while at < end {
             let len = (end - at).min(CHUNK as u64);
             let part = &mut buf[..len as usize];
-            image.read_at(at, part, &mut scratch).map_err(fail)?;
+            image.read_at(at, part, &mut scratch).map_err(&fail)?;
             output.write(at, part)?;
             at += len;
             copied += len;
@@ -129,7 +143,7 @@ fn export_image(
     };
     // Ranges without a hole are read at once, however many segments they have.
     let (mut start, mut end) = (0, 0);
-    for piece in image.pieces(0, image.size()).map_err(fail)? {
+    for piece in image.pieces(0, image.size()).map_err(&fail)? {
         if matches!(piece.what, Contents::Hole | Contents::Zeros) {
             continue;
         }

@@ -11,12 +11,14 @@ mod commit;
 mod config;
 mod convert;
 mod create;
+mod device;
 mod dump;
 mod error;
 mod export;
 mod info;
 mod open;
 mod output;
+mod store;
 mod ui;
 mod verify;
 mod write;
@@ -50,6 +52,8 @@ enum Command {
     Create(create::Args),
     Commit(commit::Args),
     Convert(convert::Args),
+    Store(store::Args),
+    Check(device::CheckArgs),
 }
 
 /// Writes one JSON document to standard output.
@@ -72,6 +76,8 @@ fn run(cli: &Cli) -> Result<()> {
         Command::Create(args) => create::run(args, cli.json),
         Command::Commit(args) => commit::run(args, cli.json, &interrupted),
         Command::Convert(args) => convert::run(args, cli.json, &interrupted),
+        Command::Store(args) => store::run(args, cli.json, &interrupted),
+        Command::Check(args) => device::check(args, cli.json),
     }
 }
 

@@ -26,6 +26,7 @@ use sha2::{
     Sha256, //
 };
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{
     Path,
     PathBuf, //
@@ -120,6 +121,20 @@ fn open_writable(path: &Path, index: Option<&Path>) -> Result<Layer> {
 }
 
 impl StackArgs {
+    /// The files by name, age and size, in order: the same again, if nobody
+    /// changed them.
+    ///
+    /// # Errors
+    ///
+    /// A configuration that cannot be read, a file that is not there.
+    pub(crate) fn fingerprint(&self) -> Result<[u8; 16]> {
+        let files = self.files()?;
+        let paths = files
+            .iter()
+            .flat_map(|file| std::iter::once(&file.path).chain(&file.index));
+        fingerprint(paths)
+    }
+
     fn files(&self) -> Result<Vec<LayerFile>> {
         let mut files = match self.layers.as_slice() {
             [config] if config.extension().is_some_and(|name| name == "json") => {
@@ -174,6 +189,32 @@ impl StackArgs {
             paths: files.into_iter().map(|file| file.path).collect(),
         }))
     }
+}
+
+/// A number for files as they are now, by name, age and size.
+///
+/// # Errors
+///
+/// A file that is not there.
+pub(crate) fn fingerprint<'a>(paths: impl Iterator<Item = &'a PathBuf>) -> Result<[u8; 16]> {
+    let mut hash = Sha256::new();
+    for path in paths {
+        let fail = |error| Error::io("look at", path, error);
+        let whole = path.canonicalize().map_err(fail)?;
+        let there = whole.metadata().map_err(fail)?;
+        let name = whole.as_os_str().as_encoded_bytes();
+        hash.update((name.len() as u64).to_le_bytes());
+        hash.update(name);
+        for number in [there.mtime(), there.mtime_nsec()] {
+            hash.update(number.to_le_bytes());
+        }
+        for number in [there.size(), there.ino(), there.dev(), there.rdev()] {
+            hash.update(number.to_le_bytes());
+        }
+    }
+    let mut half = [0; 16];
+    half.copy_from_slice(&hash.finalize()[..16]);
+    Ok(half)
 }
 
 /// Compares a file's content with its digest.

@@ -11,6 +11,13 @@ use crate::ui::{
     self,
     Progress, //
 };
+use obd_engine::stats::Summary;
+use obd_engine::{
+    Shared,
+    Uring,
+    uring, //
+};
+use obd_store::file::EngineFile;
 use obd_writer::{
     Algorithm,
     Compression,
@@ -53,6 +60,28 @@ pub(crate) struct WriteArgs {
     #[arg(short, long)]
     force: bool,
 
+    /// Wrap the layer in tar, as registries want it.
+    #[arg(long)]
+    tar: bool,
+
+    /// How the file is written: around the page cache by io_uring, or through it.
+    #[arg(long, value_enum, default_value_t = Way::Uring)]
+    engine: Way,
+
+    #[command(flatten)]
+    layer: LayerArgs,
+}
+
+/// How a file is written.
+#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Way {
+    Uring,
+    Cache,
+}
+
+/// What a layer is like.
+#[derive(clap::Args)]
+pub(crate) struct LayerArgs {
     /// How blocks are compressed; `none` writes a plain LSMT file.
     #[arg(long, value_enum, default_value_t = Codec::Lz4)]
     algorithm: Codec,
@@ -64,10 +93,6 @@ pub(crate) struct WriteArgs {
     /// Leave out the checksums of blocks.
     #[arg(long)]
     no_checksums: bool,
-
-    /// Wrap the layer in tar, as registries want it.
-    #[arg(long)]
-    tar: bool,
 
     /// Threads that read and compress; all processors by default.
     #[arg(long, value_name = "N")]
@@ -83,7 +108,7 @@ pub(crate) struct WriteArgs {
 
     /// A commit message.
     #[arg(short, long, value_name = "TEXT", default_value = "")]
-    message: String,
+    pub(crate) message: String,
 }
 
 /// How blocks are compressed.
@@ -103,7 +128,7 @@ fn block_size(text: &str) -> std::result::Result<u32, String> {
 
 /// What was written.
 #[derive(Serialize)]
-struct Written<'a> {
+pub(crate) struct Written<'a> {
     output: &'a Path,
     /// Bytes of the image, of data in it, and of the file.
     virtual_size: u64,
@@ -119,6 +144,8 @@ struct Written<'a> {
     cpu_seconds: f64,
     /// Data per second, MiB.
     throughput: f64,
+    /// What the engine did; none if the file went through the page cache.
+    engine: Option<Summary>,
 }
 
 impl WriteArgs {
@@ -135,27 +162,52 @@ impl WriteArgs {
     where
         S: Source<Error: Display>,
     {
-        let options = self.options(parent);
-        let (started, cpu) = (Instant::now(), cpu_time());
-        let sink = FileSink::create(&self.output, self.force).map_err(target_error)?;
-        let mut progress: Option<Progress> = None;
-        let mut before = 0;
-        let stats = obd_writer::commit(source, sink, &options, |done, all| {
-            let progress = progress.get_or_insert_with(|| Progress::new("write", all, interrupted));
-            let advanced = progress.advance(done - before);
-            before = done;
-            match advanced {
-                Ok(()) => ControlFlow::Continue(()),
-                Err(_) => ControlFlow::Break(()),
+        let options = Options {
+            tar: self.tar,
+            ..self.layer.options(parent)
+        };
+        let path = &self.output;
+        let clock = Clock::start();
+        let sink = FileSink::create(path, self.force).map_err(target_error)?;
+        let mut shown = Shown::new("write", interrupted);
+        let progress = |done, all| shown.advance(done, all);
+        let device = match self.engine {
+            Way::Uring => uring(&sink, path)?,
+            Way::Cache => None,
+        };
+        let stats = match &device {
+            Some(device) => {
+                let sink = EngineFile::new(device, sink).map_err(Error::Engine)?;
+                obd_writer::commit(source, sink, &options, progress)
             }
-        });
-        drop(progress);
-        let stats = stats.map_err(|error| self.error(error, explain))?;
-        self.report(&stats, &options, started.elapsed(), cpu_time() - cpu, json);
+            None => obd_writer::commit(source, sink, &options, progress),
+        };
+        drop(shown);
+        let stats = stats.map_err(|error| write_error(path, error, explain))?;
+        let summary = device.map(|device| device.summary());
+        report(path, &stats, &options, &clock, summary, json);
         Ok(())
     }
+}
 
-    fn options(&self, parent: Option<[u8; 36]>) -> Options {
+/// An engine on the file in the making; none, with a warning, where there is no
+/// io_uring.
+fn uring(sink: &FileSink, path: &Path) -> Result<Option<Shared>> {
+    let file = sink.file().try_clone();
+    let file = file.map_err(|error| Error::io("open", path, error))?;
+    match Uring::on_file(file, path, &uring::Options::default()) {
+        Ok(engine) => Ok(Some(Shared::new(Box::new(engine)))),
+        Err(error) => {
+            eprintln!("warning: {error}: writing through the page cache");
+            Ok(None)
+        }
+    }
+}
+
+impl LayerArgs {
+    /// Options without tar; `parent` is the UUID of the layer below as the source
+    /// has it.
+    pub(crate) fn options(&self, parent: Option<[u8; 36]>) -> Options {
         let algorithm = match self.algorithm {
             Codec::Lz4 => Some(Algorithm::Lz4),
             Codec::Zstd => Some(Algorithm::Zstd),
@@ -167,7 +219,6 @@ impl WriteArgs {
                 block_size: self.block_size << 10,
                 checksums: !self.no_checksums,
             }),
-            tar: self.tar,
             uuid: self.uuid.unwrap_or_default(),
             message: self.message.clone(),
             threads: self.threads.unwrap_or_else(|| {
@@ -183,78 +234,133 @@ impl WriteArgs {
         }
         options
     }
+}
 
-    fn error<E: Display>(
-        &self,
-        error: obd_writer::Error<E>,
-        explain: impl Fn(E) -> Error,
-    ) -> Error {
-        use obd_writer::Error as Failed;
-        let path = &self.output;
-        match error {
-            Failed::Ranges(error) | Failed::Reader(error) | Failed::Read { error, .. } => {
-                explain(error)
-            }
-            Failed::Interrupted => Error::Interrupted,
-            Failed::Write { error, .. } => Error::io("write", path, error),
-            Failed::Finish(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-                Error::Exists(path.into())
-            }
-            Failed::Finish(error) => Error::io("finish", path, error),
-            Failed::Thread(error) => Error::io("start a thread for", path, error),
-            Failed::OutOfMemory(_) | Failed::Compress(_) => {
-                Error::io("write", path, io::ErrorKind::OutOfMemory.into())
-            }
-            Failed::Option { .. } => Error::Layer {
-                path: path.into(),
-                reason: error.to_string(),
-            },
-            other => Error::Source {
-                path: path.into(),
-                reason: other.to_string(),
-            },
+/// Progress, shown from the first time something is told.
+pub(crate) struct Shown<'a> {
+    what: &'static str,
+    interrupted: &'a Arc<AtomicBool>,
+    progress: Option<Progress>,
+    before: u64,
+}
+
+impl<'a> Shown<'a> {
+    pub(crate) fn new(what: &'static str, interrupted: &'a Arc<AtomicBool>) -> Self {
+        Self {
+            what,
+            interrupted,
+            progress: None,
+            before: 0,
         }
     }
 
-    fn report(&self, stats: &Stats, options: &Options, took: Duration, cpu: Duration, json: bool) {
-        let seconds = took.as_secs_f64();
-        let mib = stats.data as f64 / f64::from(1 << 20);
-        let throughput = if seconds > 0.0 { mib / seconds } else { 0.0 };
-        if stats.oversized_blocks > 0 {
-            eprintln!(
-                "warning: {} blocks of 64 KiB grew, and overlaybd's own tools cannot read such: \
+    /// `done` of `all` bytes are done.
+    pub(crate) fn advance(&mut self, done: u64, all: u64) -> ControlFlow<()> {
+        let new = || Progress::new(self.what, all, self.interrupted);
+        let progress = self.progress.get_or_insert_with(new);
+        let advanced = progress.advance(done - self.before);
+        self.before = done;
+        match advanced {
+            Ok(()) => ControlFlow::Continue(()),
+            Err(_) => ControlFlow::Break(()),
+        }
+    }
+}
+
+/// Time, and processor time, since a start.
+pub(crate) struct Clock {
+    started: Instant,
+    cpu: Duration,
+}
+
+impl Clock {
+    pub(crate) fn start() -> Self {
+        Self {
+            started: Instant::now(),
+            cpu: cpu_time(),
+        }
+    }
+}
+
+/// What went wrong in writing to `path`; `explain` knows the source's errors.
+pub(crate) fn write_error<E: Display>(
+    path: &Path,
+    error: obd_writer::Error<E>,
+    explain: impl Fn(E) -> Error,
+) -> Error {
+    use obd_writer::Error as Failed;
+    match error {
+        Failed::Ranges(error) | Failed::Reader(error) | Failed::Read { error, .. } => {
+            explain(error)
+        }
+        Failed::Interrupted => Error::Interrupted,
+        Failed::Write { error, .. } => Error::io("write", path, error),
+        Failed::Finish(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+            Error::Exists(path.into())
+        }
+        Failed::Finish(error) => Error::io("finish", path, error),
+        Failed::Thread(error) => Error::io("start a thread for", path, error),
+        Failed::OutOfMemory(_) | Failed::Compress(_) => {
+            Error::io("write", path, io::ErrorKind::OutOfMemory.into())
+        }
+        Failed::Option { .. } => Error::Layer {
+            path: path.into(),
+            reason: error.to_string(),
+        },
+        other => Error::Source {
+            path: path.into(),
+            reason: other.to_string(),
+        },
+    }
+}
+
+/// Says what was written to `output` since `clock` was started.
+pub(crate) fn report(
+    output: &Path,
+    stats: &Stats,
+    options: &Options,
+    clock: &Clock,
+    engine: Option<Summary>,
+    json: bool,
+) {
+    let seconds = clock.started.elapsed().as_secs_f64();
+    let mib = stats.data as f64 / f64::from(1 << 20);
+    let throughput = if seconds > 0.0 { mib / seconds } else { 0.0 };
+    if stats.oversized_blocks > 0 {
+        eprintln!(
+            "warning: {} blocks of 64 KiB grew, and overlaybd's own tools cannot read such: \
                  for them choose a smaller block size",
-                stats.oversized_blocks
-            );
-        }
-        if json {
-            crate::print_json(&Written {
-                output: &self.output,
-                virtual_size: stats.virtual_size,
-                data: stats.data,
-                stored: stats.stored,
-                segments: stats.segments,
-                zeroed_segments: stats.zeroed_segments,
-                blocks: stats.blocks,
-                oversized_blocks: stats.oversized_blocks,
-                copies_per_byte: match stats.data {
-                    0 => 0.0,
-                    data => stats.copied as f64 / data as f64,
-                },
-                threads: options.threads.get(),
-                seconds,
-                cpu_seconds: cpu.as_secs_f64(),
-                throughput,
-            });
-        } else {
-            ui::print(&format!(
-                "{}: {mib:.1} MiB of data in {} segments, {} bytes stored, \
+            stats.oversized_blocks
+        );
+    }
+    if json {
+        crate::print_json(&Written {
+            output,
+            virtual_size: stats.virtual_size,
+            data: stats.data,
+            stored: stats.stored,
+            segments: stats.segments,
+            zeroed_segments: stats.zeroed_segments,
+            blocks: stats.blocks,
+            oversized_blocks: stats.oversized_blocks,
+            copies_per_byte: match stats.data {
+                0 => 0.0,
+                data => stats.copied as f64 / data as f64,
+            },
+            threads: options.threads.get(),
+            seconds,
+            cpu_seconds: (cpu_time() - clock.cpu).as_secs_f64(),
+            throughput,
+            engine,
+        });
+    } else {
+        ui::print(&format!(
+            "{}: {mib:.1} MiB of data in {} segments, {} bytes stored, \
                  {seconds:.2} s ({throughput:.0} MiB/s)",
-                self.output.display(),
-                stats.segments,
-                stats.stored,
-            ));
-        }
+            output.display(),
+            stats.segments,
+            stats.stored,
+        ));
     }
 }
 
