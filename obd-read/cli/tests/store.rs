@@ -64,7 +64,16 @@ fn store_from_init_to_export() {
     );
 
     // The layer is that of a file.
-    let args = ["convert", "raw", "-o", "layer", "--threads", "2"];
+    let args = [
+        "convert",
+        "-m",
+        "base",
+        "raw",
+        "-o",
+        "layer",
+        "--threads",
+        "2",
+    ];
     json_of(dir, &args);
     let layer = fs::read(dir.join("layer")).unwrap();
     let args = ["store", "convert", "-m", "base", "store", "raw"];
