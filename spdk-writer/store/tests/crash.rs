@@ -80,7 +80,7 @@ impl Life {
             .collect();
         let options = Options {
             // Without compression the journal has no block lengths.
-            compression: (seed % 3 > 0).then(Compression::default),
+            compression: (!seed.is_multiple_of(3)).then(Compression::default),
             ..Options::default()
         };
         Self {
@@ -215,7 +215,11 @@ fn live(life: &Life, drive: &Arc<Mutex<Drive>>, faults: &[(u64, Fault)], seen: &
 }
 
 fn drive(seed: u64) -> Arc<Mutex<Drive>> {
-    Drive::new(seed, if seed % 2 == 0 { 512 } else { 4096 }, seed % 5 > 0)
+    Drive::new(
+        seed,
+        if seed.is_multiple_of(2) { 512 } else { 4096 },
+        !seed.is_multiple_of(5),
+    )
 }
 
 /// How many points: more, if the environment says so.
@@ -232,8 +236,7 @@ fn test_store_survives_faults_at_any_command() {
         let whole = {
             let drive = drive(seed);
             live(&life, &drive, &[], &mut Seen::default());
-            let commands = drive.lock().unwrap().commands;
-            commands
+            drive.lock().unwrap().commands
         };
         let mut rng = Rng::with_seed(seed);
         let mut faults = Vec::new();
@@ -275,8 +278,7 @@ fn test_store_survives_a_power_cut_at_every_command() {
     let whole = {
         let drive = drive(seed);
         live(&life, &drive, &[], &mut Seen::default());
-        let commands = drive.lock().unwrap().commands;
-        commands
+        drive.lock().unwrap().commands
     };
     assert!(whole > 100, "{whole} commands only");
     for at in 1..=whole {
