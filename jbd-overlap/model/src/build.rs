@@ -254,15 +254,20 @@ impl Builder {
     fn data_only(&mut self, w: &Writeback) {
         let mut result = vec![self.need_unless(Mutant::DataErrorSwallowed, On::Done(w.end))];
         if self.p.config.cache && !self.fua_data(&self.p.ops[w.op]) {
-            let after = if self.is(Mutant::FlushBeforeData) {
-                On::Started(w.data)
-            } else {
-                On::Done(w.end)
-            };
-            let flush = self.flush(w.name, &[], vec![wait(after)]);
-            result.push(need(On::Done(flush)));
+            result.push(self.flush_after_data(w));
         }
         self.finish(w.op, w.name, result);
+    }
+
+    /// A flush of the cache for data that is complete.
+    fn flush_after_data(&mut self, w: &Writeback) -> Dep {
+        let after = if self.is(Mutant::FlushBeforeData) {
+            On::Started(w.data)
+        } else {
+            On::Done(w.end)
+        };
+        let flush = self.flush(w.name, &[], vec![wait(after)]);
+        need(On::Done(flush))
     }
 
     /// `blkdev_issue_flush` of `ext4_sync_file`.
@@ -423,13 +428,7 @@ impl Builder {
             }
         }
         if overlapped && config.cache && !self.fua_data(&op) {
-            let after = if self.is(Mutant::FlushBeforeData) {
-                On::Started(w.data)
-            } else {
-                On::Done(w.end)
-            };
-            let flush = self.flush(w.name, &[], vec![wait(after)]);
-            result.push(need(On::Done(flush)));
+            result.push(self.flush_after_data(w));
         }
         self.finish(w.op, w.name, result);
     }
