@@ -5,6 +5,7 @@
 use crate::{
     Action,
     Error,
+    Memory,
     Request, //
 };
 use serde::Serialize;
@@ -40,12 +41,25 @@ impl Identity {
     /// The size of a file that may grow.
     pub const GROWS: u64 = i64::MAX as u64 / 4096 * 4096;
 
-    /// Whether `request` can be, with a buffer of `buffer` bytes if it has one.
+    /// Whether `request` can be, for an engine with this memory.
     ///
     /// # Errors
     ///
-    /// [`Error::Request`] with the first rule it breaks.
-    pub fn check(&self, request: &Request, buffer: usize) -> Result<(), Error> {
+    /// [`Error::Request`] with the first rule it breaks, [`Error::Device`] if
+    /// its buffer is of another engine's memory.
+    pub fn check(&self, request: &Request, memory: &Memory) -> Result<(), Error> {
+        self.check_range(request, memory.buffer_size())?;
+        match &request.buffer {
+            Some(buffer) if !memory.owns(buffer) => {
+                let what = "a buffer of another engine";
+                Err(Error::device(&self.name, "use", what))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The same but for whose buffer it is; buffers have `buffer` bytes.
+    fn check_range(&self, request: &Request, buffer: usize) -> Result<(), Error> {
         let &Request {
             action,
             offset,
@@ -88,7 +102,6 @@ impl Identity {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use crate::Memory;
 
     #[test]
     fn test_check_rules() {
@@ -132,7 +145,7 @@ pub(crate) mod tests {
                 len,
                 buffer,
             };
-            let result = identity.check(&request, 8192);
+            let result = identity.check(&request, &memory);
             assert_eq!(result.is_ok(), good, "{request:?}: {result:?}");
         }
     }

@@ -508,13 +508,7 @@ impl Engine for Vfio {
 
     fn submit(&mut self, request: Request) -> Result<(), Box<Refused>> {
         let refused = |request, error| Err(Box::new(Refused { request, error }));
-        if let Err(error) = self.identity.check(&request, self.memory.buffer_size()) {
-            return refused(request, error);
-        }
-        if let Some(buffer) = &request.buffer
-            && !self.memory.owns(buffer)
-        {
-            let error = Error::device(&self.identity.name, "use", "a buffer of another engine");
+        if let Err(error) = self.identity.check(&request, &self.memory) {
             return refused(request, error);
         }
         let needless = match request.action {

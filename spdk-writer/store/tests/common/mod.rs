@@ -248,7 +248,7 @@ impl Engine for Sim {
     }
 
     fn submit(&mut self, request: Request) -> Result<(), Box<Refused>> {
-        if let Err(error) = self.identity.check(&request, 64 << 10) {
+        if let Err(error) = self.identity.check(&request, &self.memory) {
             return Err(Box::new(Refused { request, error }));
         }
         let drive = self.drive.lock().unwrap();
