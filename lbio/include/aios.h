@@ -21,11 +21,13 @@ struct folio;
  * struct aios_poll - one wait of a reader for a folio under read
  * @slot: what is known of such waits
  * @start: when it began, local_clock() in ns
+ * @now: when it was looked at the clock last
  * @budget: how long it may spin, in ns
  */
 struct aios_poll {
 	struct aios_poll_slot *slot;
 	u64 start;
+	u64 now;
 	u64 budget;
 };
 

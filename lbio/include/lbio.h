@@ -14,21 +14,26 @@ u64 lbio_poll_learn(u64 state, u64 waited_ns, u64 max_ns);
 /* Most commands outstanding in one queue pair. */
 #define LBIO_SLOTS		63
 
+/* Most pages of a command. */
+#define LBIO_MAX_PAGES		8
+
 /* Status of a command that was cancelled; no NVMe status field is so wide. */
 #define LBIO_CANCELLED		0xffff
 
 struct lbio_queue;
 struct lbio_ring;
 
-struct lbio_ring *lbio_ring_new(void *sqes, void *cqes, u16 depth);
+struct lbio_ring *lbio_ring_new(void *sqes, void *cqes, void *lists,
+				u64 lists_dma, u16 depth);
+size_t lbio_ring_bytes(void);
 void lbio_ring_free(struct lbio_ring *ring);
 void lbio_ring_reset(struct lbio_ring *ring, u16 sq_id);
 s64 lbio_ring_submit(struct lbio_ring *ring, u32 nsid, u64 slba, u32 blocks,
-		     u64 dma);
+		     u64 dma, u32 pages);
 s32 lbio_ring_reap(struct lbio_ring *ring, struct lbio_queue *queue);
-s32 lbio_ring_poll(struct lbio_ring *ring, u16 slot);
+s32 lbio_ring_take(struct lbio_ring *ring, u16 slot);
 bool lbio_ring_sleep(struct lbio_ring *ring, u16 slot, u64 token);
-void lbio_ring_release(struct lbio_ring *ring, u16 slot);
+bool lbio_ring_hand_over(struct lbio_ring *ring, u16 slot, u64 from, u64 to);
 void lbio_ring_cancel(struct lbio_ring *ring);
 u64 lbio_ring_flying(struct lbio_ring *ring);
 
@@ -40,15 +45,15 @@ void lbio_stray(struct lbio_queue *queue, u16 sq_id, u16 cid, u16 status);
 struct lbio_chunk_state {
 	u8 pages;
 	u8 taken;
-	u8 flying;
 	bool retired;
+	u32 flying;
 };
 
 void lbio_chunk_init(struct lbio_chunk_state *chunk, u32 pages);
-s32 lbio_chunk_take(struct lbio_chunk_state *chunk);
-void lbio_chunk_finish(struct lbio_chunk_state *chunk);
+s32 lbio_chunk_take(struct lbio_chunk_state *chunk, u32 count);
+void lbio_chunk_finish(struct lbio_chunk_state *chunk, u32 count);
 void lbio_chunk_retire(struct lbio_chunk_state *chunk);
-bool lbio_chunk_has_pages(const struct lbio_chunk_state *chunk);
+u32 lbio_chunk_left(const struct lbio_chunk_state *chunk);
 bool lbio_chunk_is_idle(const struct lbio_chunk_state *chunk);
 
 #endif /* _LINUX_LBIO_H */

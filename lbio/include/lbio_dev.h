@@ -9,11 +9,12 @@
 #include <linux/cpumask.h>
 #include <linux/fs.h>
 #include <linux/irqreturn.h>
+#include <linux/lbio.h>
 #include <linux/types.h>
 
 struct block_device_operations;
 struct device;
-struct folio;
+struct folio_batch;
 struct gendisk;
 struct lbio_dev;
 struct lbio_queue;
@@ -53,8 +54,9 @@ struct lbio_ns {
 };
 
 /**
- * struct lbio_extent - where a page of a file is
- * @sector: its first sector on the file system's block device
+ * struct lbio_extent - where pages of a file are
+ * @sector: first sector of the first page on the file system's block device
+ * @pages: how many pages are there, one behind the other
  * @quiet: nobody has the file open for writing and nothing of it waits for
  * writeback, so the block device has its content
  * @opens: counts what may end @quiet: the file being opened for writing and its
@@ -63,6 +65,7 @@ struct lbio_ns {
  */
 struct lbio_extent {
 	sector_t sector;
+	pgoff_t pages;
 	bool quiet;
 	const atomic_t *opens;
 	int seen;
@@ -81,9 +84,9 @@ struct lbio_driver {
 /**
  * struct lbio_fs - a file system whose files may be read around the block layer
  * @fops: operations of its regular files
- * @map: where a page of such a file is on the block device, if that is known
- * without waiting and it is a plain copy of the page. Called with
- * invalidate_lock held shared.
+ * @map: where a page of such a file, and those that follow it, are on the block
+ * device, if that is known without waiting and they are plain copies of the
+ * pages. Called with invalidate_lock held shared.
  */
 struct lbio_fs {
 	const struct file_operations *fops;
@@ -112,16 +115,18 @@ void lbio_dev_stop(struct lbio_dev *dev);
 void lbio_dev_cancel(struct lbio_dev *dev);
 irqreturn_t lbio_irq(int irq, void *data);
 
-struct folio *lbio_read_miss(struct kiocb *iocb, struct address_space *mapping,
-			     pgoff_t index, bool *accessed);
+bool lbio_read_miss(struct kiocb *iocb, struct address_space *mapping,
+		    pgoff_t index, pgoff_t nr, struct folio_batch *fbatch,
+		    bool *accessed);
 
 #else /* !CONFIG_AIOS */
 
-static inline struct folio *lbio_read_miss(struct kiocb *iocb,
-					   struct address_space *mapping,
-					   pgoff_t index, bool *accessed)
+static inline bool lbio_read_miss(struct kiocb *iocb,
+				  struct address_space *mapping,
+				  pgoff_t index, pgoff_t nr,
+				  struct folio_batch *fbatch, bool *accessed)
 {
-	return NULL;
+	return false;
 }
 
 #endif /* !CONFIG_AIOS */

@@ -3,6 +3,7 @@
 #define BLOCK_LBIO_INTERNAL_H
 
 #include <linux/aios.h>
+#include <linux/blkdev.h>
 #include <linux/cpufeature.h>
 #include <linux/lbio.h>
 #include <linux/lbio_dev.h>
@@ -12,8 +13,9 @@
 #include <linux/types.h>
 #include <linux/workqueue.h>
 
-struct block_device;
 struct dentry;
+
+struct shrinker;
 
 extern unsigned long aios_poll_max_ns;
 
@@ -36,6 +38,8 @@ static __always_inline void aios_spin_relax(void)
 
 void aios_poll_debugfs(struct dentry *root);
 void lbio_debugfs(struct dentry *root);
+void lbio_dev_debugfs(struct dentry *root);
+void lbio_io_debugfs(struct dentry *root);
 
 u64 aios_poll_begin(struct aios_poll *poll, const struct inode *inode,
 		    size_t count);
@@ -46,6 +50,7 @@ void aios_poll_end(struct aios_poll *poll, bool hit);
  * @LBIO_EV_READ: served
  * @LBIO_EV_EARLY: inserted into the page cache before submission
  * @LBIO_EV_SLEPT: slept for
+ * @LBIO_EV_KILLED: its reader was killed while he slept
  * @LBIO_EV_NO_DEV: not on a drive of LBIO's
  * @LBIO_EV_SHARED: a scheduler, I/O control or tracing is active
  * @LBIO_EV_SEQUENTIAL: part of a sequential stream
@@ -71,6 +76,7 @@ enum lbio_event {
 	LBIO_EV_READ,
 	LBIO_EV_EARLY,
 	LBIO_EV_SLEPT,
+	LBIO_EV_KILLED,
 	LBIO_EV_NO_DEV,
 	LBIO_EV_SHARED,
 	LBIO_EV_SEQUENTIAL,
@@ -94,6 +100,7 @@ enum lbio_event {
 };
 
 DECLARE_PER_CPU(u64[LBIO_NR_EVENTS], lbio_events);
+extern const char *const lbio_event_names[LBIO_NR_EVENTS];
 
 static inline void lbio_count(enum lbio_event event)
 {
@@ -122,19 +129,54 @@ struct lbio_chunk {
 };
 
 /**
+ * struct lbio_io - a read of adjacent pages
+ * @bdev: what is read
+ * @queue: where it was submitted; the reader may run elsewhere by now
+ * @chunk: where the pages are from
+ * @page: the first; the others follow it. The read has a reference to each.
+ * @dma: bus address of the first; the others follow it
+ * @start: when accounting began, in jiffies
+ * @slot: of the command
+ * @nr: number of pages
+ * @inserted: those that are in the page cache, locked, as bits
+ * @valid: they may be seen when they are read
+ * @low: the pool needs pages
+ */
+struct lbio_io {
+	struct block_device *bdev;
+	struct lbio_queue *queue;
+	struct lbio_chunk *chunk;
+	struct page *page;
+	dma_addr_t dma;
+	unsigned long start;
+	u16 slot;
+	u8 nr;
+	u8 inserted;
+	bool valid;
+	bool low;
+};
+
+/**
  * struct lbio_queue - a queue pair, its pool of pages, and its watchdog
  * @dev: its controller
  * @hw: the driver's part
  * @ring: the rings and slots; the submission half is used under @sq_lock, the
  * completion half under @cq_lock, slots by their owners
+ * @lists: PRP lists of the slots, one page that the device reads
+ * @lists_dma: bus address of @lists
  * @polled: it has no interrupt
  * @live: the controller knows it. Written under both locks, read under either.
  * @ticking: @tick is scheduled, or running and will schedule itself
  * @used: a page was taken since @tick ran last
+ * @refilling: somebody fetches pages
  * @chunk: pages to take, or NULL
+ * @next: pages to take after those, or NULL
  * @full: chunks that have no pages to take, and are not unmapped yet
  * @started: when each slot's command was submitted, in jiffies
  * @tick: finds lost interrupts, lost commands and old chunks
+ * @orphaned: slots whose readers were killed, as bits
+ * @orphans: their reads
+ * @orphan_work: ends those that are complete
  * @sq_lock: protects submission, and all above that changes; taken in process
  * context only
  * @cq_lock: protects completion; taken with interrupts disabled, inside @sq_lock
@@ -143,14 +185,21 @@ struct lbio_queue {
 	struct lbio_dev *dev;
 	void *hw;
 	struct lbio_ring *ring;
+	void *lists;
+	dma_addr_t lists_dma;
 	bool polled;
 	bool live;
 	bool ticking;
 	bool used;
+	bool refilling;
 	struct lbio_chunk *chunk;
+	struct lbio_chunk *next;
 	struct list_head full;
 	unsigned long started[LBIO_SLOTS];
 	struct delayed_work tick;
+	unsigned long orphaned;
+	struct lbio_io *orphans;
+	struct work_struct orphan_work;
 	spinlock_t sq_lock; /* submission and pool */
 	/* completion */
 	spinlock_t cq_lock ____cacheline_aligned_in_smp;
@@ -163,7 +212,9 @@ struct lbio_queue {
  * @ops: the driver's functions
  * @priv: the driver's argument to them
  * @timeout: time for a command, in jiffies
- * @lazy: the IOMMU translates, and may be told late that a mapping is gone
+ * @lazy: the IOMMU, if it translates, may be told late that a mapping is gone
+ * @shrinker: gives pages back when memory is short, or NULL
+ * @list: in the list of all devices
  * @map: each CPU's queue, or NULL
  * @nr_queues: length of @queues
  * @queues: all of them, live or not
@@ -175,6 +226,8 @@ struct lbio_dev {
 	void *priv;
 	unsigned int timeout;
 	bool lazy;
+	struct shrinker *shrinker;
+	struct list_head list;
 	struct lbio_queue **map;
 	unsigned int nr_queues;
 	struct lbio_queue queues[] __counted_by(nr_queues);
@@ -182,14 +235,50 @@ struct lbio_dev {
 
 void lbio_reap(struct lbio_queue *queue);
 
-const struct lbio_ns *lbio_find_ns(struct block_device *bdev);
-bool lbio_may_map(const struct file *file);
-bool lbio_map(struct inode *inode, pgoff_t index, struct lbio_extent *extent);
+/* lbio_wake() has a token of a queue's, not of a task's: wake its worker. */
+#define LBIO_TOKEN_QUEUE	4
+
+void lbio_start_acct(struct lbio_io *io);
+unsigned int lbio_wait(struct lbio_io *io, const struct inode *inode);
+void lbio_discard(struct folio *folio, bool inserted);
+void lbio_put_pages(struct lbio_io *io, unsigned int nr);
+void lbio_orphan_work(struct work_struct *work);
+
+extern struct lbio_driver lbio_driver;
+extern struct lbio_fs lbio_fs;
+
+/* The namespace behind @bdev, or NULL. */
+static inline const struct lbio_ns *lbio_find_ns(struct block_device *bdev)
+{
+	struct gendisk *disk = bdev->bd_disk;
+
+	/* Pairs with lbio_set_driver(): the callback is set with the fops. */
+	if (disk->fops != smp_load_acquire(&lbio_driver.fops))
+		return NULL;
+	return lbio_driver.ns(disk);
+}
+
+/* Whether lbio_map() may be called for the inode of @file. */
+static inline bool lbio_may_map(const struct file *file)
+{
+	/* Pairs with lbio_set_fs(): the callback is set with the fops. */
+	return file->f_op == smp_load_acquire(&lbio_fs.fops);
+}
+
+static inline bool lbio_map(struct inode *inode, pgoff_t index,
+			    struct lbio_extent *extent)
+{
+	return lbio_fs.map(inode, index, extent);
+}
 
 bool lbio_dma_lazy(struct device *dma_dev);
 void lbio_pool_refill(struct lbio_queue *queue);
+void lbio_pool_advance(struct lbio_queue *queue);
+void lbio_pool_set_aside(struct lbio_queue *queue, struct lbio_chunk **chunk);
 void lbio_pool_unmap_idle(struct lbio_queue *queue);
 void lbio_pool_tick(struct lbio_queue *queue);
 void lbio_pool_drain(struct lbio_queue *queue);
+void lbio_pool_add_shrinker(struct lbio_dev *dev);
+unsigned int lbio_pool_pages(struct lbio_queue *queue);
 
 #endif /* BLOCK_LBIO_INTERNAL_H */

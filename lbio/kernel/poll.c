@@ -39,11 +39,15 @@ unsigned long aios_poll_max_ns = 50 * NSEC_PER_USEC;
  * What is known of the waits for one (device, size of read). Slots are hashed
  * and shared without a lock: a reader may have moved to another CPU by the time
  * it stores what it learned, and two keys may fight over a slot. Either costs a
- * spin of the wrong length; both words are loaded and stored at once.
+ * spin of the wrong length; all words are loaded and stored at once.
+ *
+ * What the last wait took (@waited, in ns, 0 for nothing) is learned from when
+ * the next one begins: while the device works, and not while the data is there.
  */
 struct aios_poll_slot {
 	u64 key;
 	u64 state;
+	u64 waited;
 };
 
 struct aios_poll_cpu {
@@ -67,36 +71,40 @@ static struct aios_poll_slot *aios_poll_slot(const struct inode *inode,
 	       hash_64(key, AIOS_POLL_SLOT_BITS);
 	if (READ_ONCE(slot->key) != key) {
 		WRITE_ONCE(slot->state, 0);
+		WRITE_ONCE(slot->waited, 0);
 		WRITE_ONCE(slot->key, key);
 	}
 	return slot;
 }
 
-static void aios_poll_learn(struct aios_poll *poll, u64 max_ns)
+/* What is known by now. */
+static u64 aios_poll_state(struct aios_poll_slot *slot, u64 max_ns)
 {
-	u64 now = local_clock();
-	u64 state;
+	u64 waited = READ_ONCE(slot->waited);
+	u64 state = READ_ONCE(slot->state);
 
-	/* The clocks of two CPUs may differ a little. */
-	if (now < poll->start)
-		return;
-	state = READ_ONCE(poll->slot->state);
-	state = lbio_poll_learn(state, now - poll->start, max_ns);
-	WRITE_ONCE(poll->slot->state, state);
+	if (waited) {
+		state = lbio_poll_learn(state, waited, max_ns);
+		WRITE_ONCE(slot->state, state);
+		WRITE_ONCE(slot->waited, 0);
+	}
+	return state;
 }
 
 /*
  * The waiting loop, in a function of its own so that a profile tells waiting
  * from working. Returns whether the folio came unlocked.
  */
-static noinline bool aios_spin_folio(struct folio *folio, u64 start, u64 budget)
+static noinline bool aios_spin_folio(struct folio *folio,
+				     struct aios_poll *poll)
 {
 	while (folio_test_locked(folio)) {
 		if (need_resched() || signal_pending(current) ||
 		    !single_task_running())
 			return false;
 		/* A clock that went backwards ends the loop, too. */
-		if (local_clock() - start >= budget)
+		poll->now = local_clock();
+		if (poll->now - poll->start >= poll->budget)
 			return false;
 		aios_spin_relax();
 	}
@@ -116,23 +124,33 @@ u64 aios_poll_begin(struct aios_poll *poll, const struct inode *inode,
 	if (!max_ns)
 		return 0;
 	poll->slot = aios_poll_slot(inode, count);
+	poll->budget = lbio_poll_budget(aios_poll_state(poll->slot, max_ns),
+					max_ns);
 	poll->start = local_clock();
-	poll->budget = lbio_poll_budget(READ_ONCE(poll->slot->state), max_ns);
+	poll->now = poll->start;
 	return poll->budget;
 }
 
-/* Ends a wait, successful while spinning (@hit) or asleep, and learns from it. */
+/*
+ * Ends a wait, successful while spinning (@hit) or asleep, and notes how long it
+ * was. After a hit that is up to the last look at the clock.
+ */
 void aios_poll_end(struct aios_poll *poll, bool hit)
 {
 	if (!poll->slot)
 		return;
-	if (hit)
+	if (hit) {
 		this_cpu_inc(aios_poll_cpu.hits);
-	else if (poll->budget)
-		this_cpu_inc(aios_poll_cpu.misses);
-	else
-		this_cpu_inc(aios_poll_cpu.sleeps);
-	aios_poll_learn(poll, READ_ONCE(aios_poll_max_ns));
+	} else {
+		if (poll->budget)
+			this_cpu_inc(aios_poll_cpu.misses);
+		else
+			this_cpu_inc(aios_poll_cpu.sleeps);
+		poll->now = local_clock();
+	}
+	/* The clocks of two CPUs may differ a little. */
+	if (poll->now >= poll->start)
+		WRITE_ONCE(poll->slot->waited, poll->now - poll->start + 1);
 }
 
 /**
@@ -153,7 +171,7 @@ bool aios_poll_folio(struct aios_poll *poll, const struct inode *inode,
 		return folio_test_uptodate(folio);
 
 	if (!aios_poll_begin(poll, inode, count) ||
-	    !aios_spin_folio(folio, poll->start, poll->budget))
+	    !aios_spin_folio(folio, poll))
 		return false;
 	aios_poll_end(poll, true);
 	/* A failed read is not up to date; its retry is no wait to learn from. */

@@ -12,12 +12,13 @@
  * of a page in the page cache meanwhile, it is not freed and not migrated while
  * the device could still write to it. That is bounded in number, by two chunks
  * per queue and those that the slowest reads in flight hold, and in time, by
- * LBIO_CHUNK_AGE and a tick.
+ * LBIO_CHUNK_AGE and a tick. When memory is short, a shrinker gives back what no
+ * read has.
  *
  * Only for devices that are trusted and coherent, which see all memory without
  * bouncing (lbio_dma_refusal()); and chunks have more than one page only if the
  * IOMMU, if any, is in lazy mode. In strict mode the administrator wants pages
- * out of reach at once: each is a chunk of its own, and lbio_pool_put() unmaps
+ * out of reach at once: each is a chunk of its own, and lbio_put_pages() unmaps
  * it before anybody sees the data.
  */
 
@@ -30,6 +31,7 @@
 #include <linux/jiffies.h>
 #include <linux/mm.h>
 #include <linux/pci.h>
+#include <linux/shrinker.h>
 #include <linux/slab.h>
 #include <linux/swiotlb.h>
 
@@ -138,15 +140,26 @@ static void lbio_chunk_free(struct lbio_queue *queue, struct lbio_chunk *chunk)
 	kfree(chunk);
 }
 
-/* Puts the chunk that pages are taken from aside. */
-static void lbio_pool_retire(struct lbio_queue *queue)
+/* Puts a chunk that pages are taken from aside. */
+void lbio_pool_set_aside(struct lbio_queue *queue, struct lbio_chunk **chunk)
 	__must_hold(&queue->sq_lock)
 {
-	if (!queue->chunk)
+	if (!*chunk)
 		return;
-	lbio_chunk_retire(&queue->chunk->state);
-	list_add_tail(&queue->chunk->list, &queue->full);
-	WRITE_ONCE(queue->chunk, NULL);
+	lbio_chunk_retire(&(*chunk)->state);
+	list_add_tail(&(*chunk)->list, &queue->full);
+	WRITE_ONCE(*chunk, NULL);
+}
+
+/* Takes pages from the next chunk from now on, if there is one. */
+void lbio_pool_advance(struct lbio_queue *queue)
+	__must_hold(&queue->sq_lock)
+{
+	if (!queue->next)
+		return;
+	lbio_pool_set_aside(queue, &queue->chunk);
+	WRITE_ONCE(queue->chunk, queue->next);
+	WRITE_ONCE(queue->next, NULL);
 }
 
 /*
@@ -157,14 +170,13 @@ void lbio_pool_refill(struct lbio_queue *queue)
 {
 	struct lbio_chunk *chunk = lbio_chunk_alloc(queue);
 
-	if (!chunk)
-		return;
 	spin_lock(&queue->sq_lock);
-	/* Others may have refilled meanwhile; more than one chunk is too many. */
-	if (queue->live &&
-	    !(queue->chunk && lbio_chunk_has_pages(&queue->chunk->state))) {
-		lbio_pool_retire(queue);
-		WRITE_ONCE(queue->chunk, chunk);
+	queue->refilling = false;
+	/* Others may have refilled meanwhile; more than two are too many. */
+	if (chunk && queue->live && !queue->next) {
+		WRITE_ONCE(queue->next, chunk);
+		if (!queue->chunk || !lbio_chunk_left(&queue->chunk->state))
+			lbio_pool_advance(queue);
 		if (!queue->ticking) {
 			queue->ticking = true;
 			schedule_delayed_work(&queue->tick, LBIO_TICK);
@@ -195,22 +207,104 @@ void lbio_pool_unmap_idle(struct lbio_queue *queue)
 /* Gives back a chunk that is old, or that nobody has used since last time. */
 void lbio_pool_tick(struct lbio_queue *queue)
 {
+	unsigned long old = jiffies - LBIO_CHUNK_AGE;
+
 	spin_lock(&queue->sq_lock);
-	if (queue->chunk &&
-	    (!queue->used || !queue->live ||
-	     time_after(jiffies, queue->chunk->born + LBIO_CHUNK_AGE)))
-		lbio_pool_retire(queue);
+	if (!queue->used || !queue->live) {
+		lbio_pool_set_aside(queue, &queue->chunk);
+		lbio_pool_set_aside(queue, &queue->next);
+	}
+	if (queue->chunk && time_after(old, queue->chunk->born))
+		lbio_pool_set_aside(queue, &queue->chunk);
+	if (queue->next && time_after(old, queue->next->born))
+		lbio_pool_set_aside(queue, &queue->next);
 	queue->used = false;
 	spin_unlock(&queue->sq_lock);
 	lbio_pool_unmap_idle(queue);
 }
 
-/* Gives back all pages. Nothing is in flight. */
+/* Gives back all pages that no read has. */
 void lbio_pool_drain(struct lbio_queue *queue)
 {
 	spin_lock(&queue->sq_lock);
-	lbio_pool_retire(queue);
+	lbio_pool_set_aside(queue, &queue->chunk);
+	lbio_pool_set_aside(queue, &queue->next);
 	spin_unlock(&queue->sq_lock);
 	lbio_pool_unmap_idle(queue);
-	WARN_ON_ONCE(!list_empty(&queue->full));
+}
+
+/* Pages that no read has been given. */
+static unsigned int lbio_pool_left(struct lbio_queue *queue)
+{
+	unsigned int left = 0;
+
+	spin_lock(&queue->sq_lock);
+	if (queue->chunk)
+		left += lbio_chunk_left(&queue->chunk->state);
+	if (queue->next)
+		left += lbio_chunk_left(&queue->next->state);
+	spin_unlock(&queue->sq_lock);
+	return left;
+}
+
+/* Pages of all chunks that are not unmapped yet, in the page cache or not. */
+unsigned int lbio_pool_pages(struct lbio_queue *queue)
+{
+	struct lbio_chunk *chunk;
+	unsigned int pages = 0;
+
+	spin_lock(&queue->sq_lock);
+	if (queue->chunk)
+		pages += queue->chunk->nr;
+	if (queue->next)
+		pages += queue->next->nr;
+	list_for_each_entry(chunk, &queue->full, list)
+		pages += chunk->nr;
+	spin_unlock(&queue->sq_lock);
+	return pages;
+}
+
+static unsigned long lbio_pool_count(struct shrinker *shrinker,
+				     struct shrink_control *sc)
+{
+	struct lbio_dev *dev = shrinker->private_data;
+	unsigned long left = 0;
+	unsigned int i;
+
+	for (i = 0; i < dev->nr_queues; i++)
+		if (READ_ONCE(dev->queues[i].ring))
+			left += lbio_pool_left(&dev->queues[i]);
+	return left ?: SHRINK_EMPTY;
+}
+
+/*
+ * Reclaim may be on behalf of anybody, a refill of the same queue too: nothing
+ * is allocated under the lock that this takes, and nothing is waited for here.
+ */
+static unsigned long lbio_pool_scan(struct shrinker *shrinker,
+				    struct shrink_control *sc)
+{
+	struct lbio_dev *dev = shrinker->private_data;
+	unsigned long freed = 0;
+	unsigned int i;
+
+	for (i = 0; i < dev->nr_queues && freed < sc->nr_to_scan; i++) {
+		if (!READ_ONCE(dev->queues[i].ring))
+			continue;
+		freed += lbio_pool_left(&dev->queues[i]);
+		lbio_pool_drain(&dev->queues[i]);
+	}
+	return freed;
+}
+
+/* Lets pages be given back when memory is short. Without it, a tick does. */
+void lbio_pool_add_shrinker(struct lbio_dev *dev)
+{
+	dev->shrinker = shrinker_alloc(0, "lbio:%s", dev->name);
+	if (!dev->shrinker)
+		return;
+	dev->shrinker->count_objects = lbio_pool_count;
+	dev->shrinker->scan_objects = lbio_pool_scan;
+	dev->shrinker->private_data = dev;
+	shrinker_register(dev->shrinker);
 }

@@ -17,9 +17,14 @@
  */
 
 #include <linux/bitops.h>
+#include <linux/debugfs.h>
 #include <linux/device.h>
+#include <linux/dma-mapping.h>
 #include <linux/export.h>
+#include <linux/mutex.h>
 #include <linux/sched.h>
+#include <linux/seq_file.h>
+#include <linux/shrinker.h>
 #include <linux/slab.h>
 
 #include "internal.h"
@@ -27,12 +32,24 @@
 /* A command this old has no interrupt to wait for. */
 #define LBIO_LATE_AGE	(HZ / 8)
 
+/* All devices, for debugfs. */
+static LIST_HEAD(lbio_devs);
+static DEFINE_MUTEX(lbio_devs_lock);
+
 /*
  * Wakes the owner of a slot. He may be on his way already, even exit: tasks are
- * freed after a grace period, and interrupts are disabled here.
+ * freed after a grace period, and interrupts are disabled here. If he was killed
+ * the slot is the queue's.
  */
 void lbio_wake(u64 token)
 {
+	struct lbio_queue *queue;
+
+	if (token & LBIO_TOKEN_QUEUE) {
+		queue = (void *)(unsigned long)(token & ~LBIO_TOKEN_QUEUE);
+		queue_work(system_percpu_wq, &queue->orphan_work);
+		return;
+	}
 	wake_up_process((struct task_struct *)(unsigned long)token);
 }
 
@@ -145,7 +162,7 @@ static void lbio_tick(struct work_struct *work)
 	 * the two sees the other.
 	 */
 	spin_lock(&queue->sq_lock);
-	if (!queue->chunk && list_empty(&queue->full) &&
+	if (!queue->chunk && !queue->next && list_empty(&queue->full) &&
 	    !lbio_ring_flying(queue->ring))
 		queue->ticking = false;
 	else
@@ -192,7 +209,12 @@ struct lbio_dev *lbio_dev_alloc(struct device *dma_dev, const char *name,
 		spin_lock_init(&queue->cq_lock);
 		INIT_LIST_HEAD(&queue->full);
 		INIT_DELAYED_WORK(&queue->tick, lbio_tick);
+		INIT_WORK(&queue->orphan_work, lbio_orphan_work);
 	}
+	lbio_pool_add_shrinker(dev);
+	mutex_lock(&lbio_devs_lock);
+	list_add_tail(&dev->list, &lbio_devs);
+	mutex_unlock(&lbio_devs_lock);
 	return dev;
 }
 EXPORT_SYMBOL_GPL(lbio_dev_alloc);
@@ -207,14 +229,25 @@ void lbio_dev_free(struct lbio_dev *dev)
 
 	if (!dev)
 		return;
+	mutex_lock(&lbio_devs_lock);
+	list_del(&dev->list);
+	mutex_unlock(&lbio_devs_lock);
+	if (dev->shrinker)
+		shrinker_free(dev->shrinker);
 	for (i = 0; i < dev->nr_queues; i++) {
 		struct lbio_queue *queue = &dev->queues[i];
 
 		if (!queue->ring)
 			continue;
+		/* No read is left; its worker may be on the way out. */
+		flush_work(&queue->orphan_work);
 		cancel_delayed_work_sync(&queue->tick);
 		lbio_pool_drain(queue);
+		WARN_ON_ONCE(!list_empty(&queue->full));
 		lbio_ring_free(queue->ring);
+		kfree(queue->orphans);
+		dma_free_coherent(dev->dma_dev, PAGE_SIZE, queue->lists,
+				  queue->lists_dma);
 	}
 	kfree(dev->map);
 	kvfree(dev);
@@ -237,9 +270,29 @@ int lbio_queue_init(struct lbio_dev *dev, unsigned int index, void *sqes,
 {
 	struct lbio_queue *queue = &dev->queues[index];
 
+	/* A list of 64 bytes for each slot. */
+	BUILD_BUG_ON(LBIO_QUEUE_DEPTH * 64 > PAGE_SIZE);
 	queue->hw = hw;
-	queue->ring = lbio_ring_new(sqes, cqes, depth);
-	return queue->ring ? 0 : -ENOMEM;
+	queue->orphans = kcalloc(LBIO_SLOTS, sizeof(*queue->orphans),
+				 GFP_KERNEL);
+	if (!queue->orphans)
+		return -ENOMEM;
+	queue->lists = dma_alloc_coherent(dev->dma_dev, PAGE_SIZE,
+					  &queue->lists_dma, GFP_KERNEL);
+	if (!queue->lists)
+		goto free_orphans;
+	queue->ring = lbio_ring_new(sqes, cqes, queue->lists, queue->lists_dma,
+				    depth);
+	if (!queue->ring)
+		goto free_lists;
+	return 0;
+
+free_lists:
+	dma_free_coherent(dev->dma_dev, PAGE_SIZE, queue->lists,
+			  queue->lists_dma);
+free_orphans:
+	kfree(queue->orphans);
+	return -ENOMEM;
 }
 EXPORT_SYMBOL_GPL(lbio_queue_init);
 
@@ -369,3 +422,35 @@ void lbio_dev_cancel(struct lbio_dev *dev)
 	}
 }
 EXPORT_SYMBOL_GPL(lbio_dev_cancel);
+
+/* Memory of each queue in bytes: one line per queue. */
+static int lbio_memory_show(struct seq_file *m, void *unused)
+{
+	size_t fixed = sizeof(struct lbio_queue) + lbio_ring_bytes() +
+		       LBIO_SLOTS * sizeof(struct lbio_io);
+	size_t entries = LBIO_QUEUE_DEPTH * (64 + 16);
+	struct lbio_dev *dev;
+	unsigned int i;
+	size_t pool;
+
+	mutex_lock(&lbio_devs_lock);
+	list_for_each_entry(dev, &lbio_devs, list) {
+		for (i = 0; i < dev->nr_queues; i++) {
+			if (!dev->queues[i].ring)
+				continue;
+			pool = lbio_pool_pages(&dev->queues[i]) * PAGE_SIZE;
+			seq_printf(m, "%s queue %u slots %zu rings %zu lists %lu pool %zu total %zu\n",
+				   dev->name, i, fixed, entries, PAGE_SIZE,
+				   pool, fixed + entries + PAGE_SIZE + pool);
+		}
+	}
+	mutex_unlock(&lbio_devs_lock);
+	return 0;
+}
+DEFINE_SHOW_ATTRIBUTE(lbio_memory);
+
+void lbio_dev_debugfs(struct dentry *root)
+{
+	debugfs_create_file("lbio_memory", 0444, root, NULL,
+			    &lbio_memory_fops);
+}

@@ -3,9 +3,11 @@
  * A buffered read that misses the page cache, without the block layer.
  *
  * The order is: find where the page is, tell the drive, put the page into the
- * page cache and do whatever else needs doing while the drive works, wait. The
- * drive answers to the reader and to nobody else: until he has seen the answer,
- * the page is locked, or in no page cache at all.
+ * page cache and do whatever else needs doing while the drive works, wait
+ * (wait.c). The drive answers to the reader and to nobody else: until he has seen
+ * the answer, the page is locked, or in no page cache at all. A read is of one
+ * page or of some that lie one behind the other on the drive; what is said here
+ * of the page goes for each of them.
  *
  * No stale data may enter the page cache. What could change the blocks' content
  * or their owner, and why it does no harm:
@@ -44,176 +46,92 @@
 
 #include <linux/blkdev.h>
 #include <linux/cpuset.h>
-#include <linux/delay.h>
-#include <linux/dma-mapping.h>
+#include <linux/folio_batch.h>
 #include <linux/pagemap.h>
-#include <linux/part_stat.h>
 #include <linux/sched.h>
-#include <linux/sched/clock.h>
 #include <linux/sched/mm.h>
-#include <linux/sched/signal.h>
-#include <linux/sched/stat.h>
-#include <linux/task_io_accounting_ops.h>
-#include <linux/vmstat.h>
 
 #include "../blk-rq-qos.h"
 #include "internal.h"
+#include "trace.h"
 
-/* Shortest and longest sleep of a reader of a queue without interrupts, in us. */
-#define LBIO_NAP_MIN	20
-#define LBIO_NAP_MAX	1000
-
-/**
- * struct lbio_io - a read of one page
- * @ns: what is read
- * @queue: where it was submitted; the reader may run elsewhere by now
- * @chunk: where @folio is from
- * @folio: the page; the reader has a reference
- * @dma: its bus address
- * @slot: of the command
- * @last: @folio was the last of @chunk
- */
-struct lbio_io {
-	const struct lbio_ns *ns;
-	struct lbio_queue *queue;
-	struct lbio_chunk *chunk;
-	struct folio *folio;
-	dma_addr_t dma;
-	u16 slot;
-	bool last;
-};
-
-static bool lbio_take_page(struct lbio_io *io)
-	__must_hold(&io->queue->sq_lock)
+/* Notes why the ordinary path has to read. */
+static noinline bool lbio_refuse(const struct inode *inode, pgoff_t index,
+				 enum lbio_event why)
 {
-	struct lbio_queue *queue = io->queue;
-	struct lbio_chunk *chunk = queue->chunk;
-	int index;
-
-	if (unlikely(!chunk))
-		return false;
-	index = lbio_chunk_take(&chunk->state);
-	if (unlikely(index < 0))
-		return false;
-	queue->used = true;
-	io->last = !lbio_chunk_has_pages(&chunk->state);
-	io->chunk = chunk;
-	io->folio = page_folio(chunk->page + index);
-	io->dma = chunk->dma + ((dma_addr_t)index << PAGE_SHIFT);
-	folio_get(io->folio);
-	return true;
+	lbio_count(why);
+	trace_lbio_fallback(inode, index, why);
+	return false;
 }
 
 /*
- * The device is done with the page, or was never told of it. In strict mode it
- * cannot reach the page any more when this returns.
+ * Takes @nr adjacent pages, or fewer if the pool has not so many, or none. Says
+ * whether the pool needs more, to one reader.
  */
-static void lbio_put_page(struct lbio_io *io)
-{
-	struct lbio_queue *queue = io->queue;
-	struct lbio_chunk *chunk = io->chunk;
-
-	spin_lock(&queue->sq_lock);
-	lbio_chunk_finish(&chunk->state);
-	if (unlikely(!queue->dev->lazy) && chunk == queue->chunk) {
-		list_add_tail(&chunk->list, &queue->full);
-		WRITE_ONCE(queue->chunk, NULL);
-	}
-	spin_unlock(&queue->sq_lock);
-	if (unlikely(!queue->dev->lazy))
-		lbio_pool_unmap_idle(queue);
-}
-
-static bool lbio_submit(struct lbio_io *io, sector_t sector)
+static bool lbio_take_pages(struct lbio_io *io, unsigned int nr)
 	__must_hold(&io->queue->sq_lock)
 {
 	struct lbio_queue *queue = io->queue;
-	unsigned int shift = io->ns->lba_shift;
+	int index = -ENOMEM;
+
+	if (likely(queue->chunk))
+		index = lbio_chunk_take(&queue->chunk->state, nr);
+	if (unlikely(index < 0)) {
+		lbio_pool_advance(queue);
+		if (!queue->chunk)
+			return false;
+		nr = min(nr, lbio_chunk_left(&queue->chunk->state));
+		index = lbio_chunk_take(&queue->chunk->state, nr);
+		if (index < 0)
+			return false;
+	}
+	queue->used = true;
+	io->chunk = queue->chunk;
+	io->nr = nr;
+	io->page = io->chunk->page + index;
+	io->dma = io->chunk->dma + ((dma_addr_t)index << PAGE_SHIFT);
+	if (unlikely(io->chunk->nr < index + nr + LBIO_MAX_PAGES) &&
+	    !queue->next && !queue->refilling) {
+		queue->refilling = true;
+		io->low = true;
+	}
+	return true;
+}
+
+/* Gives all but @nr pages back, which nobody has seen. */
+static void lbio_shorten(struct lbio_io *io, unsigned int nr)
+{
+	unsigned int i;
+
+	lbio_put_pages(io, io->nr - nr);
+	for (i = nr; i < io->nr; i++)
+		put_page(io->page + i);
+	io->nr = nr;
+}
+
+static bool lbio_submit(struct lbio_io *io, const struct lbio_ns *ns,
+			sector_t sector)
+	__must_hold(&io->queue->sq_lock)
+{
+	struct lbio_queue *queue = io->queue;
+	unsigned int shift = ns->lba_shift;
 	s64 entry;
 
-	entry = lbio_ring_submit(queue->ring, io->ns->nsid,
+	entry = lbio_ring_submit(queue->ring, ns->nsid,
 				 sector >> (shift - SECTOR_SHIFT),
-				 PAGE_SIZE >> shift, io->dma);
+				 (io->nr << PAGE_SHIFT) >> shift, io->dma,
+				 io->nr);
 	if (unlikely(entry < 0))
 		return false;
 	io->slot = entry & 0xffff;
-	queue->started[io->slot] = jiffies;
 	queue->dev->ops->sq_doorbell(queue->hw, entry >> 16);
+	queue->started[io->slot] = jiffies;
 	if (unlikely(!queue->ticking)) {
 		queue->ticking = true;
 		schedule_delayed_work(&queue->tick, LBIO_TICK);
 	}
+	trace_lbio_submit(io, sector);
 	return true;
-}
-
-/*
- * The waiting loop, in a function of its own so that a profile tells waiting
- * from working. Returns whether the command is complete.
- */
-static noinline bool lbio_spin_slot(struct lbio_io *io, u64 start, u64 budget)
-{
-	struct lbio_queue *queue = io->queue;
-
-	while (lbio_ring_poll(queue->ring, io->slot) == -EINPROGRESS) {
-		/* An interrupt takes the completion before a poll could. */
-		if (queue->polled)
-			lbio_reap(queue);
-		if (need_resched() || signal_pending(current) ||
-		    !single_task_running())
-			return false;
-		if (local_clock() - start >= budget)
-			return false;
-		aios_spin_relax();
-	}
-	return true;
-}
-
-static void lbio_sleep(struct lbio_io *io)
-{
-	struct lbio_queue *queue = io->queue;
-	u64 token = (unsigned long)current;
-	unsigned int nap = LBIO_NAP_MIN;
-
-	lbio_count(LBIO_EV_SLEPT);
-	while (queue->polled &&
-	       lbio_ring_poll(queue->ring, io->slot) == -EINPROGRESS) {
-		usleep_range_state(nap, 2 * nap, TASK_UNINTERRUPTIBLE);
-		nap = min(2 * nap, LBIO_NAP_MAX);
-		lbio_reap(queue);
-	}
-	/*
-	 * Not killable: the slot is the reader's. The watchdog ends the wait if
-	 * the controller does not.
-	 */
-	for (;;) {
-		set_current_state(TASK_UNINTERRUPTIBLE);
-		if (!lbio_ring_sleep(queue->ring, io->slot, token))
-			break;
-		io_schedule();
-	}
-	__set_current_state(TASK_RUNNING);
-}
-
-/* Waits for the command's status and gives the slot back. */
-static int lbio_wait(struct lbio_io *io, const struct inode *inode)
-{
-	struct aios_poll poll;
-	bool hit = false;
-	u64 budget;
-	int status;
-
-	/* It may be complete before anybody waited; that teaches nothing. */
-	if (lbio_ring_poll(io->queue->ring, io->slot) == -EINPROGRESS) {
-		budget = aios_poll_begin(&poll, inode, PAGE_SIZE);
-		if (budget)
-			hit = lbio_spin_slot(io, poll.start, budget);
-		if (!hit)
-			lbio_sleep(io);
-		aios_poll_end(&poll, hit);
-	}
-	status = lbio_ring_poll(io->queue->ring, io->slot);
-	lbio_ring_release(io->queue->ring, io->slot);
-	return status;
 }
 
 /* Whether requests to @q are looked at by somebody whom LBIO would bypass. */
@@ -236,11 +154,12 @@ static bool lbio_is_watched(struct request_queue *q)
 }
 
 /*
- * Whether a miss is part of a sequential stream, which large folios and
- * readahead serve better; the tests of page_cache_sync_ra().
+ * Whether a miss of @nr pages is part of a sequential stream, which large folios
+ * and readahead serve better; the tests of page_cache_sync_ra().
  */
 static bool lbio_is_sequential(const struct file *file,
-			       struct address_space *mapping, pgoff_t index)
+			       struct address_space *mapping, pgoff_t index,
+			       pgoff_t nr)
 {
 	pgoff_t prev, miss;
 
@@ -249,11 +168,11 @@ static bool lbio_is_sequential(const struct file *file,
 	prev = (unsigned long long)file->f_ra.prev_pos >> PAGE_SHIFT;
 	if (!index || index - prev <= 1)
 		return true;
-	/* More than one page before this one is cached. */
+	/* More pages before this one are cached than are wanted. */
 	rcu_read_lock();
-	miss = page_cache_prev_miss(mapping, index - 1, 2);
+	miss = page_cache_prev_miss(mapping, index - 1, nr + 1);
 	rcu_read_unlock();
-	return index - miss > 2;
+	return index - miss - 1 > nr;
 }
 
 /* Pages of the pool are the local node's; tasks may have asked for others. */
@@ -267,207 +186,271 @@ static bool lbio_may_use_pool(struct lbio_queue *queue)
 #endif
 }
 
-/* Throws a folio away that nobody is to see. */
-static void lbio_discard(struct folio *folio, bool inserted)
+/* How many of @nr pages from @sector on one command may read; one at least. */
+static unsigned int lbio_limit(struct request_queue *q, sector_t sector,
+			       pgoff_t nr)
 {
-	if (inserted) {
-		filemap_remove_folio(folio);
-		folio_unlock(folio);
-	}
-	folio_put(folio);
+	unsigned int sectors = queue_max_sectors(q);
+
+	if (likely(nr == 1))
+		return 1;
+	/* Some drives are slow across a boundary. */
+	if (q->limits.chunk_sectors)
+		sectors = min(sectors,
+			      blk_boundary_sectors_left(sector,
+							q->limits.chunk_sectors));
+	return clamp(sectors / PAGE_SECTORS, 1, nr);
 }
 
-static int lbio_insert(struct lbio_io *io, struct address_space *mapping,
-		       pgoff_t index)
+/*
+ * Inserts the folios, locked. One that somebody else inserted first is left out;
+ * without memory so are those that follow. Before that the read gets its
+ * references; up to here those of the chunk, into which it is in flight, did.
+ */
+static void lbio_insert(struct lbio_io *io, struct address_space *mapping,
+			pgoff_t index)
 {
+	gfp_t gfp = mapping_gfp_constraint(mapping, GFP_KERNEL);
+	unsigned int i;
 	int error;
 
-	error = filemap_add_folio(mapping, io->folio, index,
-				  mapping_gfp_constraint(mapping, GFP_KERNEL));
-	if (unlikely(error))
-		lbio_count(error == -EEXIST ? LBIO_EV_PRESENT :
-					      LBIO_EV_NO_MEMORY);
-	return error;
+	for (i = 0; i < io->nr; i++)
+		get_page(io->page + i);
+	for (i = 0; i < io->nr; i++) {
+		error = filemap_add_folio(mapping, page_folio(io->page + i),
+					  index + i, gfp);
+		if (likely(!error)) {
+			io->inserted |= BIT(i);
+			continue;
+		}
+		if (error != -EEXIST) {
+			lbio_refuse(mapping->host, index + i,
+				    LBIO_EV_NO_MEMORY);
+			return;
+		}
+		lbio_refuse(mapping->host, index + i, LBIO_EV_PRESENT);
+	}
 }
 
-/* Submits the read and inserts the folio, in whichever order is safe. */
-static bool lbio_start(struct lbio_io *io, const struct lbio_extent *extent,
-		       struct address_space *mapping, sector_t sector,
-		       pgoff_t index, bool *valid, bool *inserted)
+/*
+ * Inserts, then submits: for files that may be written to. Has the pages, and
+ * gives them back if it fails.
+ */
+static noinline bool lbio_start_early(struct lbio_io *io,
+				      const struct lbio_ns *ns,
+				      const struct lbio_extent *extent,
+				      struct address_space *mapping,
+				      pgoff_t index)
 {
 	struct lbio_queue *queue = io->queue;
+	enum lbio_event why = LBIO_EV_UNMAPPED;
 	struct lbio_extent again;
-	enum lbio_event why;
-	bool sent;
+	bool sent = false;
+	unsigned int i;
 
-	spin_lock(&queue->sq_lock);
-	if (unlikely(!queue->live)) {
-		spin_unlock(&queue->sq_lock);
-		lbio_count(LBIO_EV_STOPPED);
-		return false;
-	}
-	if (unlikely(!lbio_take_page(io))) {
-		spin_unlock(&queue->sq_lock);
-		lbio_count(LBIO_EV_NO_PAGE);
-		lbio_pool_refill(queue);
-		return false;
-	}
-	if (likely(extent->quiet)) {
-		sent = lbio_submit(io, sector);
-		spin_unlock(&queue->sq_lock);
-		if (unlikely(!sent)) {
-			lbio_count(LBIO_EV_FULL);
-			goto discard;
-		}
-		*inserted = !lbio_insert(io, mapping, index);
-		/* Pairs with the barrier of whoever counts an open. */
-		smp_mb();
-		*valid = *inserted &&
-			 atomic_read(extent->opens) == extent->seen;
-		if (*inserted && !*valid)
-			lbio_count(LBIO_EV_CHANGED);
-		return true;
-	}
-
-	spin_unlock(&queue->sq_lock);
 	lbio_count(LBIO_EV_EARLY);
-	if (lbio_insert(io, mapping, index))
+	lbio_insert(io, mapping, index);
+	/* What follows a page that is there already is for another read. */
+	for (i = ffz(io->inserted); i < io->nr; i++)
+		if (io->inserted & BIT(i)) {
+			struct folio *folio = page_folio(io->page + i);
+
+			filemap_remove_folio(folio);
+			folio_unlock(folio);
+			io->inserted &= ~BIT(i);
+		}
+	if (!io->inserted)
 		goto discard;
-	*inserted = true;
-	*valid = true;
-	/* Where the page was before the folio was locked is hearsay. */
-	why = LBIO_EV_UNMAPPED;
-	if (!lbio_map(mapping->host, index, &again) ||
-	    again.sector != extent->sector)
-		goto count;
-	spin_lock(&queue->sq_lock);
-	why = queue->live ? LBIO_EV_FULL : LBIO_EV_STOPPED;
-	sent = queue->live && lbio_submit(io, sector);
-	spin_unlock(&queue->sq_lock);
+	if (ffz(io->inserted) < io->nr)
+		lbio_shorten(io, ffz(io->inserted));
+
+	/*
+	 * Where the page was before the folio was locked is hearsay. Whoever
+	 * changes that, and then looks for the folio, meets it, or is seen here.
+	 */
+	smp_mb();
+	if (lbio_map(mapping->host, index, &again) &&
+	    again.sector == extent->sector && again.pages >= io->nr) {
+		spin_lock(&queue->sq_lock);
+		why = queue->live ? LBIO_EV_FULL : LBIO_EV_STOPPED;
+		sent = queue->live &&
+		       lbio_submit(io, ns, extent->sector +
+						   io->bdev->bd_start_sect);
+		spin_unlock(&queue->sq_lock);
+	}
+	io->valid = sent;
 	if (likely(sent))
 		return true;
-count:
-	lbio_count(why);
+	lbio_refuse(mapping->host, index, why);
 discard:
-	lbio_discard(io->folio, *inserted);
-	lbio_put_page(io);
+	lbio_put_pages(io, io->nr);
+	for (i = 0; i < io->nr; i++)
+		lbio_discard(page_folio(io->page + i), io->inserted & BIT(i));
 	return false;
 }
 
+/* Submits the read and inserts the folios, in whichever order is safe. */
+static bool lbio_start(struct lbio_io *io, const struct lbio_ns *ns,
+		       const struct lbio_extent *extent,
+		       struct address_space *mapping, pgoff_t index,
+		       unsigned int nr)
+{
+	struct lbio_queue *queue = io->queue;
+	enum lbio_event why = LBIO_EV_STOPPED;
+	bool sent;
+
+	spin_lock(&queue->sq_lock);
+	if (unlikely(!queue->live))
+		goto unlock;
+	why = LBIO_EV_NO_PAGE;
+	if (unlikely(!lbio_take_pages(io, nr)))
+		goto unlock;
+	if (unlikely(!extent->quiet)) {
+		spin_unlock(&queue->sq_lock);
+		return lbio_start_early(io, ns, extent, mapping, index);
+	}
+	sent = lbio_submit(io, ns, extent->sector + io->bdev->bd_start_sect);
+	spin_unlock(&queue->sq_lock);
+	if (unlikely(!sent)) {
+		lbio_put_pages(io, io->nr);
+		return lbio_refuse(mapping->host, index, LBIO_EV_FULL);
+	}
+	lbio_insert(io, mapping, index);
+	/* Pairs with the barrier of whoever counts an open. */
+	smp_mb();
+	io->valid = atomic_read(extent->opens) == extent->seen;
+	if (unlikely(!io->valid))
+		lbio_refuse(mapping->host, index, LBIO_EV_CHANGED);
+	return true;
+
+unlock:
+	spin_unlock(&queue->sq_lock);
+	if (why == LBIO_EV_NO_PAGE)
+		io->low = true;
+	return lbio_refuse(mapping->host, index, why);
+}
+
+/* Passes the folios on that follow each other from the first, if it is there. */
+static bool lbio_pass_on(struct lbio_io *io, unsigned int good,
+			 struct folio_batch *fbatch)
+{
+	unsigned int first = ffz(good);
+	unsigned int i;
+
+	for (i = 0; i < first; i++)
+		folio_batch_add(fbatch, page_folio(io->page + i));
+	/* What is behind a gap is in the page cache for who comes for it. */
+	for (; i < io->nr; i++)
+		if (good & BIT(i))
+			put_page(io->page + i);
+	return first;
+}
+
 /**
- * lbio_read_miss - read a page that is not in the page cache
- * @iocb: a buffered read of no more than this page, whose file opted in
+ * lbio_read_miss - read pages that are not in the page cache
+ * @iocb: a buffered read, whose file opted in
  * @mapping: the file's mapping
- * @index: the page
+ * @index: the first page, which is not there
+ * @nr: how many are wanted, %LBIO_MAX_PAGES at most
+ * @fbatch: empty; gets folios from the first page on, up to date, with a
+ * reference for the caller. They may be fewer than @nr.
  * @accessed: set to whether the file's access time needs no update
  *
- * Return: the folio, up to date and with a reference for the caller; or NULL if
- * the ordinary path has to do it, for whatever reason.
+ * Return: whether there are folios; if not, the ordinary path has to read, for
+ * whatever reason.
  */
-struct folio *lbio_read_miss(struct kiocb *iocb, struct address_space *mapping,
-			     pgoff_t index, bool *accessed)
+bool lbio_read_miss(struct kiocb *iocb, struct address_space *mapping,
+		    pgoff_t index, pgoff_t nr, struct folio_batch *fbatch,
+		    bool *accessed)
 {
 	struct inode *inode = mapping->host;
 	struct block_device *bdev = inode->i_sb->s_bdev;
-	bool valid = false, inserted = false;
+	const struct lbio_ns *ns;
 	struct lbio_extent extent;
 	struct request_queue *q;
-	struct folio *folio = NULL;
+	enum lbio_event why;
 	struct lbio_io io;
-	unsigned long start;
+	unsigned int good;
 	unsigned int noio;
-	sector_t sector;
-	int status;
+	bool started;
 
 	if ((iocb->ki_flags & (IOCB_NOWAIT | IOCB_NOIO | IOCB_WAITQ |
 			       IOCB_DONTCACHE)) ||
 	    !bdev || !lbio_may_map(iocb->ki_filp))
-		return NULL;
-	q = bdev_get_queue(bdev);
-	if (!lbio_find_ns(bdev)) {
-		lbio_count(LBIO_EV_NO_DEV);
-		return NULL;
-	}
-	if (unlikely(lbio_is_watched(q))) {
-		lbio_count(LBIO_EV_SHARED);
-		return NULL;
-	}
-	if (lbio_is_sequential(iocb->ki_filp, mapping, index)) {
-		lbio_count(LBIO_EV_SEQUENTIAL);
-		return NULL;
-	}
-
-	if (unlikely(!filemap_invalidate_trylock_shared(mapping))) {
-		lbio_count(LBIO_EV_INVALIDATING);
-		return NULL;
-	}
-	if (unlikely(!lbio_map(inode, index, &extent) ||
-		     extent.sector + PAGE_SECTORS > bdev_nr_sectors(bdev))) {
-		lbio_count(LBIO_EV_UNMAPPED);
-		goto unlock;
-	}
-	sector = extent.sector + bdev->bd_start_sect;
+		return false;
+	if (lbio_is_sequential(iocb->ki_filp, mapping, index, nr))
+		return lbio_refuse(inode, index, LBIO_EV_SEQUENTIAL);
 
 	/*
 	 * From here on reset, removal and reformatting wait for this read, which
 	 * therefore must not wait for other I/O of the drive, as reclaim may.
 	 */
+	q = bdev_get_queue(bdev);
 	noio = memalloc_noio_save();
 	if (unlikely(!percpu_ref_tryget_live(&q->q_usage_counter))) {
-		lbio_count(LBIO_EV_FROZEN);
+		why = LBIO_EV_FROZEN;
 		goto restore;
 	}
-	io.ns = lbio_find_ns(bdev);
-	io.queue = NULL;
-	if (likely(io.ns))
-		io.queue = READ_ONCE(io.ns->dev->map[raw_smp_processor_id()]);
-	if (unlikely(!io.queue || !lbio_may_use_pool(io.queue))) {
-		lbio_count(LBIO_EV_STOPPED);
+	why = LBIO_EV_NO_DEV;
+	ns = lbio_find_ns(bdev);
+	if (!ns)
 		goto put_queue;
-	}
-	if (unlikely(!lbio_start(&io, &extent, mapping, sector, index, &valid,
-				 &inserted)))
+	why = LBIO_EV_SHARED;
+	if (unlikely(lbio_is_watched(q)))
 		goto put_queue;
+	why = LBIO_EV_STOPPED;
+	io.queue = READ_ONCE(ns->dev->map[raw_smp_processor_id()]);
+	if (unlikely(!io.queue || !lbio_may_use_pool(io.queue)))
+		goto put_queue;
+	/* Unmapped one by one they would cost more than by the ordinary path. */
+	why = LBIO_EV_NO_PAGE;
+	if (unlikely(nr > 1 && !io.queue->dev->lazy))
+		goto put_queue;
+	why = LBIO_EV_INVALIDATING;
+	if (unlikely(!filemap_invalidate_trylock_shared(mapping)))
+		goto put_queue;
+	why = LBIO_EV_UNMAPPED;
+	if (unlikely(!lbio_map(inode, index, &extent)))
+		goto unlock;
+	nr = min(nr, extent.pages);
+	nr = lbio_limit(q, extent.sector + bdev->bd_start_sect, nr);
+	if (unlikely(extent.sector + nr * PAGE_SECTORS >
+		     bdev_nr_sectors(bdev)))
+		goto unlock;
+
+	io.bdev = bdev;
+	io.inserted = 0;
+	io.valid = false;
+	io.low = false;
+	started = lbio_start(&io, ns, &extent, mapping, index, nr);
 	filemap_invalidate_unlock_shared(mapping);
+	if (unlikely(!started)) {
+		if (io.low)
+			lbio_pool_refill(io.queue);
+		percpu_ref_put(&q->q_usage_counter);
+		memalloc_noio_restore(noio);
+		return false;
+	}
 
 	/* The drive is at work. */
-	start = bdev_start_io_acct(bdev, REQ_OP_READ, jiffies);
-	task_io_account_read(PAGE_SIZE);
+	lbio_start_acct(&io);
 	/* Updating it may wait for the journal, and so for the drive. */
 	*accessed = (iocb->ki_filp->f_flags & O_NOATIME) ||
 		    !atime_needs_update(&iocb->ki_filp->f_path, inode);
-	count_vm_events(PGPGIN, PAGE_SECTORS);
 	if (unlikely(!list_empty_careful(&io.queue->full)))
 		lbio_pool_unmap_idle(io.queue);
-	if (unlikely(io.last))
+	if (unlikely(io.low))
 		lbio_pool_refill(io.queue);
 
-	status = lbio_wait(&io, inode);
-
-	dma_sync_single_for_cpu(io.queue->dev->dma_dev, io.dma, PAGE_SIZE,
-				DMA_FROM_DEVICE);
-	lbio_put_page(&io);
-	bdev_end_io_acct(bdev, REQ_OP_READ, PAGE_SECTORS, start);
-	percpu_ref_put(&q->q_usage_counter);
+	good = lbio_wait(&io, inode);
 	memalloc_noio_restore(noio);
+	return lbio_pass_on(&io, good, fbatch);
 
-	if (likely(valid && !status)) {
-		lbio_count(LBIO_EV_READ);
-		folio = io.folio;
-		folio_end_read(folio, true);
-		return folio;
-	}
-	if (status)
-		lbio_count(status == LBIO_CANCELLED ? LBIO_EV_CANCELLED :
-						       LBIO_EV_ERROR);
-	lbio_discard(io.folio, inserted);
-	return NULL;
-
+unlock:
+	filemap_invalidate_unlock_shared(mapping);
 put_queue:
 	percpu_ref_put(&q->q_usage_counter);
 restore:
 	memalloc_noio_restore(noio);
-unlock:
-	filemap_invalidate_unlock_shared(mapping);
-	return folio;
+	return lbio_refuse(inode, index, why);
 }

@@ -22,8 +22,11 @@ use kernel::sync::barrier::{
 use lbio_core::chunk::Chunk;
 use lbio_core::nvme::{
     Cqe,
-    Prp,
     Sqe, //
+};
+use lbio_core::prp::{
+    self,
+    List, //
 };
 use lbio_core::ring::{
     Completion,
@@ -43,12 +46,14 @@ use lbio_core::slots::{
 /// # Invariants
 ///
 /// - `sqes` and `cqes` point to `depth` submission and completion queue entries,
-///   which live as long as the ring.
+///   `lists` to a list for each slot, all of which live as long as the ring.
 /// - `submission` and `completion` were made for `depth` entries, and `slots`
 ///   has fewer slots than that.
 struct Ring {
     sqes: *mut Sqe,
     cqes: *mut u8,
+    lists: *mut List,
+    lists_dma: u64,
     depth: u16,
     submission: UnsafeCell<Submission>,
     completion: UnsafeCell<Completion>,
@@ -85,12 +90,15 @@ impl CompletionMemory for Cqes {
 ///
 /// # Safety
 ///
-/// `sqes` and `cqes` must point to coherent DMA memory of `depth` entries of 64
-/// and 16 bytes, aligned so, until `lbio_ring_free`.
+/// `sqes`, `cqes` and `lists` must point to coherent DMA memory of `depth` entries
+/// of 64, 16 and 64 bytes, aligned so, until `lbio_ring_free`. The device finds
+/// `lists` at the bus address `lists_dma`.
 #[export]
 pub unsafe extern "C" fn lbio_ring_new(
     sqes: *mut c_void,
     cqes: *mut c_void,
+    lists: *mut c_void,
+    lists_dma: u64,
     depth: u16,
 ) -> *mut bindings::lbio_ring {
     if depth < MIN_DEPTH || usize::from(depth) > MAX_SLOTS + 1 {
@@ -100,6 +108,8 @@ pub unsafe extern "C" fn lbio_ring_new(
     let ring = Ring {
         sqes: sqes.cast(),
         cqes: cqes.cast(),
+        lists: lists.cast(),
+        lists_dma,
         depth,
         submission: UnsafeCell::new(Submission::new(depth)),
         completion: UnsafeCell::new(Completion::new(depth, 0)),
@@ -109,6 +119,16 @@ pub unsafe extern "C" fn lbio_ring_new(
         Ok(ring) => KBox::into_raw(ring).cast(),
         Err(_) => ptr::null_mut(),
     }
+}
+
+/// Bytes of memory of a ring, its queue entries aside.
+///
+/// # Safety
+///
+/// Always safe; `unsafe` is required by `#[export]`.
+#[export]
+pub unsafe extern "C" fn lbio_ring_bytes() -> usize {
+    size_of::<Ring>()
 }
 
 /// Frees a ring.
@@ -142,13 +162,14 @@ pub unsafe extern "C" fn lbio_ring_reset(ring: *mut bindings::lbio_ring, sq_id: 
 }
 
 /// Puts a read of `blocks` logical blocks from `slba` of namespace `nsid` into
-/// the page at bus address `dma` into the submission queue. Returns the slot in
-/// bits 0..16 and the value for the tail doorbell in bits 16..32, or -EBUSY if
-/// all slots are in use.
+/// the `pages` adjacent pages at bus address `dma` into the submission queue.
+/// Returns the slot in bits 0..16 and the value for the tail doorbell in bits
+/// 16..32; -EBUSY if all slots are in use, -EINVAL for pages that no command can
+/// transfer to.
 ///
 /// # Safety
 ///
-/// `ring` must be valid, and nobody else submitting to it. The page must be
+/// `ring` must be valid, and nobody else submitting to it. The pages must be
 /// mapped for the device until the command is complete.
 #[export]
 pub unsafe extern "C" fn lbio_ring_submit(
@@ -157,18 +178,25 @@ pub unsafe extern "C" fn lbio_ring_submit(
     slba: u64,
     blocks: u32,
     dma: u64,
+    pages: u32,
 ) -> i64 {
+    const { assert!(prp::MAX_PAGES == bindings::LBIO_MAX_PAGES) };
     // SAFETY: By the caller's promise.
     let ring = unsafe { &*ring.cast::<Ring>() };
     let Some(slot) = ring.slots.alloc() else {
         return i64::from(EBUSY.to_errno());
     };
+    let index = usize::from(slot);
+    // SAFETY: By the type invariant; there is a list for each slot. The device
+    // reads those of commands in flight, and this one is not yet.
+    let list = unsafe { &mut *ring.lists.add(index) };
+    let list_dma = ring.lists_dma + (index * size_of::<List>()) as u64;
+    let Ok(prp) = prp::build(dma, pages, list, list_dma) else {
+        ring.slots.release(slot);
+        return i64::from(EINVAL.to_errno());
+    };
     // SAFETY: By the caller's promise nobody else uses this half.
     let (at, tail) = unsafe { &mut *ring.submission.get() }.push();
-    let prp = Prp {
-        first: dma,
-        second: 0,
-    };
     // SAFETY: By the type invariant; `at` is below `depth`, and the controller
     // has fetched what was there, as there are fewer slots than entries.
     unsafe {
@@ -216,17 +244,18 @@ pub unsafe extern "C" fn lbio_ring_reap(
     }
 }
 
-/// The status of the command in `slot`: zero for success, an NVMe status code or
-/// `LBIO_CANCELLED`; -EINPROGRESS while it is in flight.
+/// The status of the command in `slot`, which is given back with it: zero for
+/// success, an NVMe status code or `LBIO_CANCELLED`; -EINPROGRESS while it is in
+/// flight.
 ///
 /// # Safety
 ///
-/// `ring` must be valid.
+/// `ring` must be valid, and `slot` the caller's.
 #[export]
-pub unsafe extern "C" fn lbio_ring_poll(ring: *mut bindings::lbio_ring, slot: u16) -> i32 {
+pub unsafe extern "C" fn lbio_ring_take(ring: *mut bindings::lbio_ring, slot: u16) -> i32 {
     // SAFETY: By the caller's promise.
     let ring = unsafe { &*ring.cast::<Ring>() };
-    match ring.slots.poll(slot) {
+    match ring.slots.take(slot) {
         Some(status) => i32::from(status),
         None => EINPROGRESS.to_errno(),
     }
@@ -249,15 +278,26 @@ pub unsafe extern "C" fn lbio_ring_sleep(
     Token::new(token).is_some_and(|token| ring.slots.sleep(slot, token))
 }
 
-/// Gives back the caller's slot, whose command is complete.
+/// Leaves the token `to` instead of `from`, which `lbio_ring_sleep` left: the
+/// slot is somebody else's from now on. Returns false if the command is complete,
+/// and the slot still the caller's.
 ///
 /// # Safety
 ///
-/// `ring` must be valid.
+/// `ring` must be valid, and `to` something that `lbio_wake` takes.
 #[export]
-pub unsafe extern "C" fn lbio_ring_release(ring: *mut bindings::lbio_ring, slot: u16) {
+pub unsafe extern "C" fn lbio_ring_hand_over(
+    ring: *mut bindings::lbio_ring,
+    slot: u16,
+    from: u64,
+    to: u64,
+) -> bool {
     // SAFETY: By the caller's promise.
-    unsafe { &*ring.cast::<Ring>() }.slots.release(slot);
+    let ring = unsafe { &*ring.cast::<Ring>() };
+    match (Token::new(from), Token::new(to)) {
+        (Some(from), Some(to)) => ring.slots.hand_over(slot, from, to),
+        _ => false,
+    }
 }
 
 /// Completes all commands in flight as `LBIO_CANCELLED`.
@@ -305,58 +345,62 @@ pub unsafe extern "C" fn lbio_chunk_init(chunk: *mut bindings::lbio_chunk_state,
     unsafe { chunk.cast::<Chunk>().write(Chunk::new(pages)) };
 }
 
-/// Takes the next page: its index, or -ENOMEM if there is none.
+/// Takes the next `count` pages: the index of the first, or -ENOMEM if there are
+/// fewer.
 ///
 /// # Safety
 ///
-/// `chunk` must be initialised, and nobody else using it.
+/// `chunk` must be initialised, and nobody else taking pages or retiring it.
 #[export]
-pub unsafe extern "C" fn lbio_chunk_take(chunk: *mut bindings::lbio_chunk_state) -> i32 {
+pub unsafe extern "C" fn lbio_chunk_take(
+    chunk: *mut bindings::lbio_chunk_state,
+    count: u32,
+) -> i32 {
     // SAFETY: By the caller's promise.
-    match unsafe { &mut *chunk.cast::<Chunk>() }.take() {
+    match unsafe { &*chunk.cast::<Chunk>() }.take(count) {
         Some(page) => page as i32,
         None => ENOMEM.to_errno(),
     }
 }
 
-/// The device is done with a page that was taken.
+/// The device is done with `count` pages that were taken.
 ///
 /// # Safety
 ///
-/// `chunk` must be initialised, and nobody else using it.
+/// `chunk` must be initialised; it may be freed when this returns.
 #[export]
-pub unsafe extern "C" fn lbio_chunk_finish(chunk: *mut bindings::lbio_chunk_state) {
+pub unsafe extern "C" fn lbio_chunk_finish(chunk: *mut bindings::lbio_chunk_state, count: u32) {
     // SAFETY: By the caller's promise.
-    unsafe { &mut *chunk.cast::<Chunk>() }.finish();
+    unsafe { &*chunk.cast::<Chunk>() }.finish(count);
 }
 
 /// Hands out no more pages.
 ///
 /// # Safety
 ///
-/// `chunk` must be initialised, and nobody else using it.
+/// `chunk` must be initialised, and nobody else taking pages or retiring it.
 #[export]
 pub unsafe extern "C" fn lbio_chunk_retire(chunk: *mut bindings::lbio_chunk_state) {
     // SAFETY: By the caller's promise.
-    unsafe { &mut *chunk.cast::<Chunk>() }.retire();
+    unsafe { &*chunk.cast::<Chunk>() }.retire();
 }
 
-/// Whether there are pages to take.
+/// How many pages there are to take.
 ///
 /// # Safety
 ///
-/// `chunk` must be initialised, and nobody changing it.
+/// `chunk` must be initialised.
 #[export]
-pub unsafe extern "C" fn lbio_chunk_has_pages(chunk: *const bindings::lbio_chunk_state) -> bool {
+pub unsafe extern "C" fn lbio_chunk_left(chunk: *const bindings::lbio_chunk_state) -> u32 {
     // SAFETY: By the caller's promise.
-    unsafe { &*chunk.cast::<Chunk>() }.has_pages()
+    unsafe { &*chunk.cast::<Chunk>() }.left()
 }
 
 /// Whether the chunk may be unmapped.
 ///
 /// # Safety
 ///
-/// `chunk` must be initialised, and nobody changing it.
+/// `chunk` must be initialised.
 #[export]
 pub unsafe extern "C" fn lbio_chunk_is_idle(chunk: *const bindings::lbio_chunk_state) -> bool {
     // SAFETY: By the caller's promise.

@@ -10,10 +10,11 @@
 
 DEFINE_PER_CPU(u64[LBIO_NR_EVENTS], lbio_events);
 
-static const char *const lbio_event_names[] = {
+const char *const lbio_event_names[LBIO_NR_EVENTS] = {
 	[LBIO_EV_READ] = "read",
 	[LBIO_EV_EARLY] = "early",
 	[LBIO_EV_SLEPT] = "slept",
+	[LBIO_EV_KILLED] = "killed",
 	[LBIO_EV_NO_DEV] = "no_dev",
 	[LBIO_EV_SHARED] = "shared",
 	[LBIO_EV_SEQUENTIAL] = "sequential",
@@ -40,7 +41,6 @@ static int lbio_show(struct seq_file *m, void *unused)
 	unsigned int event, cpu;
 	u64 sum;
 
-	BUILD_BUG_ON(ARRAY_SIZE(lbio_event_names) != LBIO_NR_EVENTS);
 	for (event = 0; event < LBIO_NR_EVENTS; event++) {
 		sum = 0;
 		for_each_possible_cpu(cpu)

@@ -98,6 +98,8 @@ static int __init aios_init(void)
 	root = debugfs_create_dir("aios", NULL);
 	aios_poll_debugfs(root);
 	lbio_debugfs(root);
+	lbio_dev_debugfs(root);
+	lbio_io_debugfs(root);
 	return 0;
 }
 late_initcall(aios_init);

@@ -15,8 +15,8 @@
 
 #include "internal.h"
 
-static struct lbio_driver lbio_driver __read_mostly;
-static struct lbio_fs lbio_fs __read_mostly;
+struct lbio_driver lbio_driver __read_mostly;
+struct lbio_fs lbio_fs __read_mostly;
 
 /**
  * lbio_set_driver - let a driver's drives be read
@@ -43,26 +43,3 @@ void lbio_set_fs(const struct lbio_fs *fs)
 	smp_store_release(&lbio_fs.fops, fs ? fs->fops : NULL);
 }
 EXPORT_SYMBOL_GPL(lbio_set_fs);
-
-/* The namespace behind @bdev, or NULL. */
-const struct lbio_ns *lbio_find_ns(struct block_device *bdev)
-{
-	struct gendisk *disk = bdev->bd_disk;
-
-	/* Pairs with lbio_set_driver(): the callback is set with the fops. */
-	if (disk->fops != smp_load_acquire(&lbio_driver.fops))
-		return NULL;
-	return lbio_driver.ns(disk);
-}
-
-/* Whether lbio_map() may be called for the inode of @file. */
-bool lbio_may_map(const struct file *file)
-{
-	/* Pairs with lbio_set_fs(): the callback is set with the fops. */
-	return file->f_op == smp_load_acquire(&lbio_fs.fops);
-}
-
-bool lbio_map(struct inode *inode, pgoff_t index, struct lbio_extent *extent)
-{
-	return lbio_fs.map(inode, index, extent);
-}

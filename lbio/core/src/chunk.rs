@@ -10,21 +10,35 @@
 //! it. Until then the chunk holds a reference to each of its pages, so that none
 //! of them can become something else while the device could still write to it.
 
+use core::sync::atomic::{
+    AtomicBool,
+    AtomicU8,
+    AtomicU32,
+    Ordering::{
+        Acquire,
+        Relaxed,
+        Release, //
+    }, //
+};
+
 /// Most pages of a chunk.
 pub const MAX_PAGES: u32 = 32;
 
 /// State of one chunk.
 ///
+/// Taking and retiring are for one caller at a time; reads may finish at any
+/// time, on any CPU.
+///
 /// # Invariants
 ///
 /// `flying <= taken <= pages <= MAX_PAGES`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Debug, Default)]
 #[repr(C)]
 pub struct Chunk {
     pages: u8,
-    taken: u8,
-    flying: u8,
-    retired: bool,
+    taken: AtomicU8,
+    retired: AtomicBool,
+    flying: AtomicU32,
 }
 
 impl Chunk {
@@ -34,56 +48,53 @@ impl Chunk {
         // INVARIANT: bounded above.
         Self {
             pages: pages as u8,
-            taken: 0,
-            flying: 0,
-            retired: false,
+            taken: AtomicU8::new(0),
+            retired: AtomicBool::new(false),
+            flying: AtomicU32::new(0),
         }
     }
 
-    /// Takes the next page, for a read that is in flight from now on.
+    /// Takes the next `count` pages, for a read that is in flight from now on.
+    /// The first of them, or `None` if there are fewer left.
     #[inline]
-    pub fn take(&mut self) -> Option<u32> {
-        if self.retired || self.taken >= self.pages {
+    pub fn take(&self, count: u32) -> Option<u32> {
+        if count == 0 || self.left() < count {
             return None;
         }
-        let page = self.taken;
-        // INVARIANT: `taken < pages`, and `flying <= taken` stays.
-        self.taken = self.taken.wrapping_add(1);
-        self.flying = self.flying.wrapping_add(1);
-        Some(u32::from(page))
+        let first = self.taken.load(Relaxed);
+        // INVARIANT: `taken + count <= pages`, and `flying <= taken` stays.
+        self.taken.store(first.wrapping_add(count as u8), Relaxed);
+        self.flying.fetch_add(count, Relaxed);
+        Some(u32::from(first))
     }
 
-    /// A read into one of the pages is over; the device writes there no more.
-    /// Returns whether the chunk may be unmapped now.
+    /// A read into `count` of the pages is over; the device writes there no more.
+    /// The chunk may be gone when this returns, if its owner looks at it.
     #[inline]
-    pub fn finish(&mut self) -> bool {
-        self.flying = self.flying.saturating_sub(1);
-        self.is_idle()
+    pub fn finish(&self, count: u32) {
+        // Release: before whoever finds the chunk idle unmaps it.
+        self.flying.fetch_sub(count, Release);
     }
 
-    /// Hands out no more pages from now on. Returns whether the chunk may be
-    /// unmapped now.
-    pub fn retire(&mut self) -> bool {
-        self.retired = true;
-        self.is_idle()
+    /// Hands out no more pages from now on.
+    pub fn retire(&self) {
+        self.retired.store(true, Relaxed);
     }
 
-    /// Whether there are pages left to take.
+    /// How many pages there are to take.
     #[inline]
-    pub const fn has_pages(&self) -> bool {
-        !self.retired && self.taken < self.pages
+    pub fn left(&self) -> u32 {
+        if self.retired.load(Relaxed) {
+            return 0;
+        }
+        u32::from(self.pages.saturating_sub(self.taken.load(Relaxed)))
     }
 
     /// Whether the chunk may be unmapped: nothing is to come from it, and nothing
     /// is in flight into it.
     #[inline]
-    pub const fn is_idle(&self) -> bool {
-        !self.has_pages() && self.flying == 0
-    }
-
-    /// How many pages no read has been given.
-    pub const fn untaken(&self) -> u32 {
-        self.pages.saturating_sub(self.taken) as u32
+    pub fn is_idle(&self) -> bool {
+        self.left() == 0 && self.flying.load(Acquire) == 0
     }
 }
 
@@ -96,34 +107,53 @@ mod tests {
         #[test]
         fn test_chunk_any_history_agrees_with_sets(
             pages in 0u32..40,
-            steps in proptest::collection::vec(0u8..8, 0..200),
+            steps in proptest::collection::vec((0u8..8, 0u32..10), 0..200),
         ) {
-            let mut chunk = Chunk::new(pages);
+            let chunk = Chunk::new(pages);
             let pages = pages.min(MAX_PAGES);
-            let mut left: Vec<u32> = (0..pages).rev().collect();
+            let mut left: Vec<u32> = (0..pages).collect();
             let mut flying = Vec::new();
             let mut retired = false;
-            for step in steps {
+            for (step, count) in steps {
                 match step {
                     0..4 => {
-                        let want = if retired { None } else { left.pop() };
-                        prop_assert_eq!(chunk.take(), want);
-                        flying.extend(want);
+                        let fits = !retired && count > 0 && count as usize <= left.len();
+                        let want: Vec<u32> = if fits {
+                            left.drain(..count as usize).collect()
+                        } else {
+                            Vec::new()
+                        };
+                        prop_assert_eq!(chunk.take(count), want.first().copied());
+                        flying.extend((!want.is_empty()).then_some(count));
                     }
-                    4..7 => if flying.pop().is_some() {
-                        let over = flying.is_empty() && (retired || left.is_empty());
-                        prop_assert_eq!(chunk.finish(), over);
+                    4..7 => if let Some(count) = flying.pop() {
+                        chunk.finish(count);
                     },
                     _ => {
                         retired = true;
-                        prop_assert_eq!(chunk.retire(), flying.is_empty());
+                        chunk.retire();
                     }
                 }
-                prop_assert_eq!(chunk.has_pages(), !retired && !left.is_empty());
-                prop_assert_eq!(chunk.untaken() as usize, left.len());
-                let idle = flying.is_empty() && (retired || left.is_empty());
-                prop_assert_eq!(chunk.is_idle(), idle);
+                let to_come = if retired { 0 } else { left.len() };
+                prop_assert_eq!(chunk.left() as usize, to_come);
+                prop_assert_eq!(chunk.is_idle(), flying.is_empty() && to_come == 0);
             }
+        }
+    }
+
+    /// One takes, others finish: the chunk is idle when the last has, not before.
+    #[test]
+    fn test_chunk_finished_by_threads_is_idle_in_the_end() {
+        for _ in 0..200 {
+            let chunk = Chunk::new(MAX_PAGES);
+            std::thread::scope(|scope| {
+                while let Some(first) = chunk.take(4) {
+                    assert!(!chunk.is_idle(), "page {first} is in flight");
+                    let chunk = &chunk;
+                    scope.spawn(move || chunk.finish(4));
+                }
+            });
+            assert!(chunk.is_idle());
         }
     }
 }

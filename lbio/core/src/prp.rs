@@ -3,64 +3,71 @@
 //! Physical region pages: how a command says which memory its data goes to.
 //!
 //! NVM Express Base Specification 2.0, section 4.1.1. Only whole pages are
-//! described here, so no entry but zero has an offset: one page is entry 1, two
-//! are entries 1 and 2, more are entry 1 and a list, which is in one page that
-//! belongs to the command's slot.
+//! described here, so no entry of a page has an offset: one page is entry 1, two
+//! are entries 1 and 2, more are entry 1 and a list, which belongs to the
+//! command's slot. Lists are short and share a page; none leaves it, so none is
+//! chained.
 
 use crate::nvme::{
     PAGE_SIZE,
     Prp, //
 };
 
+/// Entries of one slot's list.
+pub const LIST_ENTRIES: usize = 8;
+
+/// Most pages of one command: 32 KiB.
+pub const MAX_PAGES: u32 = 8;
+
+/// The list of one slot.
+///
+/// # Invariants
+///
+/// Aligned to its size, which divides a page, it never leaves a page.
+#[derive(Debug, Default, PartialEq, Eq)]
+#[repr(C, align(64))]
+pub struct List([u64; LIST_ENTRIES]);
+
 /// Why pages cannot be described.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PrpError {
-    /// There is no page to transfer to.
-    Empty,
-    /// An address, of a page or of the list, is no multiple of the page size.
-    Unaligned(u64),
-    /// More pages than entry 1 and the slot's list hold.
-    TooLong {
-        /// Pages asked for.
-        pages: usize,
-        /// Most pages that fit.
-        limit: usize,
-    },
+    /// No page, or more than [`MAX_PAGES`].
+    Count(u32),
+    /// The address of the pages is no multiple of the page size, that of the list
+    /// none of the list's, or the pages leave the bus's addresses.
+    Address(u64),
 }
 
-/// Describes the whole pages at the bus addresses `pages`, with `list` as the
-/// command's list page, which the controller finds at `list_address`.
+/// Describes `count` adjacent pages from bus address `first` on, with `list` as
+/// the command's list, which the controller finds at `list_address`.
 ///
 /// The list is written only if there are more than two pages.
-pub fn build(pages: &[u64], list: &mut [u64], list_address: u64) -> Result<Prp, PrpError> {
-    if let Some(&bad) = pages.iter().find(|&&page| !page.is_multiple_of(PAGE_SIZE)) {
-        return Err(PrpError::Unaligned(bad));
+#[inline]
+pub fn build(first: u64, count: u32, list: &mut List, list_address: u64) -> Result<Prp, PrpError> {
+    const { assert!(MAX_PAGES as usize <= LIST_ENTRIES + 1) };
+    if count == 0 || count > MAX_PAGES {
+        return Err(PrpError::Count(count));
     }
-    match *pages {
-        [] => Err(PrpError::Empty),
-        [first] => Ok(Prp { first, second: 0 }),
-        [first, second] => Ok(Prp { first, second }),
-        [first, ref rest @ ..] => {
-            if !list_address.is_multiple_of(PAGE_SIZE) {
-                return Err(PrpError::Unaligned(list_address));
+    let size = u64::from(count) * PAGE_SIZE;
+    if !first.is_multiple_of(PAGE_SIZE) || first.checked_add(size).is_none() {
+        return Err(PrpError::Address(first));
+    }
+    // Page `n` of the read; below the end that was checked.
+    let page = |n: u64| first.wrapping_add(n.wrapping_mul(PAGE_SIZE));
+    let second = match count {
+        1 => 0,
+        2 => page(1),
+        _ => {
+            if !list_address.is_multiple_of(size_of::<List>() as u64) {
+                return Err(PrpError::Address(list_address));
             }
-            // A list longer than a page would need chaining; nothing here does.
-            let room = list.len().min(PAGE_SIZE as usize / size_of::<u64>());
-            if rest.len() > room {
-                return Err(PrpError::TooLong {
-                    pages: pages.len(),
-                    limit: room + 1,
-                });
+            for (n, entry) in (1..u64::from(count)).zip(&mut list.0) {
+                *entry = page(n).to_le();
             }
-            for (entry, page) in list.iter_mut().zip(rest) {
-                *entry = page.to_le();
-            }
-            Ok(Prp {
-                first,
-                second: list_address,
-            })
+            list_address
         }
-    }
+    };
+    Ok(Prp { first, second })
 }
 
 #[cfg(all(test, not(kernel)))]
@@ -69,77 +76,63 @@ mod tests {
     use proptest::prelude::*;
 
     /// What a controller transfers to for `count` pages.
-    fn walk(prp: Prp, count: usize, list: &[u64]) -> Vec<u64> {
+    fn walk(prp: Prp, count: usize, list: &List) -> Vec<u64> {
         match count {
             1 => vec![prp.first],
             2 => vec![prp.first, prp.second],
             _ => core::iter::once(prp.first)
-                .chain(list.iter().take(count - 1).map(|&e| u64::from_le(e)))
+                .chain(list.0.iter().take(count - 1).map(|&e| u64::from_le(e)))
                 .collect(),
         }
     }
 
     proptest! {
         #[test]
-        fn test_build_controller_finds_the_same_pages(
-            frames in proptest::collection::vec(0u64..1 << 40, 1..64),
-            list_frame in 1u64..1 << 40,
-            room in 0usize..64,
+        fn test_build_controller_finds_the_pages(
+            frame in 0u64..1 << 40,
+            count in 1u32..=MAX_PAGES,
+            at in 1u64..1 << 40,
         ) {
-            let pages: Vec<u64> = frames.iter().map(|f| f * PAGE_SIZE).collect();
-            let mut list = vec![0xdead; room];
-            let built = build(&pages, &mut list, list_frame * PAGE_SIZE);
-            if pages.len() > 2 && pages.len() - 1 > room {
-                let limit = room + 1;
-                prop_assert_eq!(built, Err(PrpError::TooLong { pages: pages.len(), limit }));
-                prop_assert!(list.iter().all(|&e| e == 0xdead));
+            let first = frame * PAGE_SIZE;
+            let mut list = List::default();
+            let prp = build(first, count, &mut list, at * 64).unwrap();
+            let want: Vec<u64> = (0..u64::from(count)).map(|n| first + n * PAGE_SIZE).collect();
+            prop_assert_eq!(walk(prp, count as usize, &list), want);
+            if count > 2 {
+                prop_assert_eq!(prp.second, at * 64);
+                prop_assert_eq!(prp.second / PAGE_SIZE, (prp.second + 63) / PAGE_SIZE);
             } else {
-                let prp = built.unwrap();
-                prop_assert_eq!(walk(prp, pages.len(), &list), pages.clone());
-                if pages.len() > 2 {
-                    prop_assert_eq!(prp.second, list_frame * PAGE_SIZE);
-                } else {
-                    prop_assert!(list.iter().all(|&e| e == 0xdead));
-                }
+                prop_assert_eq!(list, List::default());
             }
         }
 
         #[test]
-        fn test_build_offsets_are_refused(
-            frames in proptest::collection::vec(0u64..1 << 40, 1..8),
-            at in any::<prop::sample::Index>(),
-            offset in 1u64..PAGE_SIZE,
-        ) {
-            let mut pages: Vec<u64> = frames.iter().map(|f| f * PAGE_SIZE).collect();
-            let bad = at.index(pages.len());
-            pages[bad] += offset;
-            let built = build(&pages, &mut [0; 8], PAGE_SIZE);
-            prop_assert_eq!(built, Err(PrpError::Unaligned(pages[bad])));
+        fn test_build_offsets_are_refused(frame in 0u64..1 << 40, offset in 1u64..PAGE_SIZE) {
+            let first = frame * PAGE_SIZE + offset;
+            let built = build(first, 1, &mut List::default(), 0);
+            prop_assert_eq!(built, Err(PrpError::Address(first)));
         }
     }
 
     #[test]
-    fn test_build_nothing_is_refused() {
-        assert_eq!(build(&[], &mut [0; 8], 0), Err(PrpError::Empty));
+    fn test_build_none_and_too_many_are_refused() {
+        for count in [0, MAX_PAGES + 1, u32::MAX] {
+            let built = build(0, count, &mut List::default(), 0);
+            assert_eq!(built, Err(PrpError::Count(count)));
+        }
+    }
+
+    #[test]
+    fn test_build_last_page_of_the_bus_is_refused() {
+        let first = u64::MAX - (PAGE_SIZE - 1);
+        let built = build(first, 2, &mut List::default(), 0);
+        assert_eq!(built, Err(PrpError::Address(first)));
     }
 
     #[test]
     fn test_build_unaligned_list_is_refused_only_if_used() {
-        let two = [PAGE_SIZE, 3 * PAGE_SIZE];
-        let three = [PAGE_SIZE, 3 * PAGE_SIZE, 8 * PAGE_SIZE];
-        assert!(build(&two, &mut [0; 8], 12).is_ok());
-        assert_eq!(build(&three, &mut [0; 8], 12), Err(PrpError::Unaligned(12)));
-    }
-
-    #[test]
-    fn test_build_list_never_leaves_its_page() {
-        let pages: Vec<u64> = (0..514).map(|i| i * PAGE_SIZE).collect();
-        let mut list = vec![0; 4096];
-        assert!(build(&pages[..513], &mut list, 0).is_ok());
-        let limit = PrpError::TooLong {
-            pages: 514,
-            limit: 513,
-        };
-        assert_eq!(build(&pages, &mut list, 0), Err(limit));
+        assert!(build(PAGE_SIZE, 2, &mut List::default(), 12).is_ok());
+        let built = build(PAGE_SIZE, 3, &mut List::default(), 12);
+        assert_eq!(built, Err(PrpError::Address(12)));
     }
 }

@@ -14,6 +14,8 @@
 //!                  |                            ^
 //!                  +---> flying, with a --------+
 //!                 sleep  sleeper's token  hands the token back
+//!                          |     ^
+//!                          +-----+ hand over, to who has another token
 //! ```
 //!
 //! There are as many slots as a queue holds entries, less one: neither queue
@@ -168,6 +170,26 @@ impl Slots {
         }
     }
 
+    /// As [`Self::poll`], and gives the slot back if its command is complete.
+    #[inline]
+    pub fn take(&self, slot: u16) -> Option<u16> {
+        let code = self.poll(slot)?;
+        self.release(slot);
+        Some(code)
+    }
+
+    /// Leaves another token, `to`, than the one that [`Self::sleep`] left,
+    /// `from`: somebody else is told, and takes over the slot. If this says
+    /// `false` the command is complete, and the slot still the caller's.
+    pub fn hand_over(&self, slot: u16, from: Token, to: Token) -> bool {
+        // Release: what the new owner needs to know was written before.
+        self.states.get(usize::from(slot)).is_some_and(|state| {
+            state
+                .compare_exchange(from.0, to.0, AcqRel, Relaxed)
+                .is_ok()
+        })
+    }
+
     /// Gives the owner's slot back, whose command is complete.
     #[inline]
     pub fn release(&self, slot: u16) {
@@ -221,7 +243,9 @@ mod tests {
         Alloc,
         Complete(u16, u16),
         Sleep(u16, u64),
+        HandOver(u16, u64, u64),
         Poll(u16),
+        Take(u16),
         Release(u16),
         Cancel,
     }
@@ -233,7 +257,10 @@ mod tests {
             4 => Just(Op::Alloc),
             4 => (slot.clone(), 0u16..0x8000).prop_map(|(s, c)| Op::Complete(s, c)),
             2 => (slot.clone(), 1u64..9).prop_map(|(s, t)| Op::Sleep(s, t * 8)),
+            2 => (slot.clone(), 1u64..9, 1u64..9)
+                .prop_map(|(s, from, to)| Op::HandOver(s, from * 8, to * 8)),
             2 => slot.clone().prop_map(Op::Poll),
+            2 => slot.clone().prop_map(Op::Take),
             3 => slot.prop_map(Op::Release),
             1 => Just(Op::Cancel),
         ]
@@ -280,6 +307,24 @@ mod tests {
                         prop_assert_eq!(asleep, want);
                         if want {
                             naive.insert(slot, Naive::Asleep(token));
+                        }
+                    }
+                    Op::HandOver(slot, from, to) => {
+                        let want = naive.get(&slot) == Some(&Naive::Asleep(from));
+                        let [from, to] = [from, to].map(|t| Token::new(t).unwrap());
+                        prop_assert_eq!(slots.hand_over(slot, from, to), want);
+                        if want {
+                            naive.insert(slot, Naive::Asleep(to.get()));
+                        }
+                    }
+                    Op::Take(slot) => {
+                        let want = match naive.get(&slot) {
+                            Some(Naive::Done(code)) => Some(*code),
+                            _ => None,
+                        };
+                        prop_assert_eq!(slots.take(slot), want);
+                        if want.is_some() {
+                            naive.remove(&slot);
                         }
                     }
                     Op::Poll(slot) => {

@@ -1,0 +1,319 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * Waiting for a read, and what is to do when the drive has answered.
+ *
+ * A reader spins, then sleeps. If he is killed while he sleeps, the read is left
+ * to its queue ("orphaned"): the drive still writes to the pages, and somebody
+ * has to unlock them. A worker does what is left to do as the reader would have
+ * done it. The pages of such a read are in the page cache, locked: whoever takes
+ * the file or its file system away waits for them as for any folio under read,
+ * and whoever takes the drive away waits for the usage counter that the read
+ * keeps.
+ */
+
+#include <linux/blkdev.h>
+#include <linux/debugfs.h>
+#include <linux/delay.h>
+#include <linux/dma-mapping.h>
+#include <linux/pagemap.h>
+#include <linux/part_stat.h>
+#include <linux/sched.h>
+#include <linux/sched/clock.h>
+#include <linux/sched/signal.h>
+#include <linux/sched/stat.h>
+#include <linux/task_io_accounting_ops.h>
+#include <linux/vmstat.h>
+
+#include "../blk.h"
+#include "internal.h"
+
+#define CREATE_TRACE_POINTS
+#include "trace.h"
+
+/* Shortest and longest sleep of a reader of a queue without interrupts, in us. */
+#define LBIO_NAP_MIN	20
+#define LBIO_NAP_MAX	1000
+
+/* Status of a read that was made to fail: unrecovered read error. */
+#define LBIO_INJECTED	0x281
+
+/* Every so many reads one is taken for failed, for tests; 0: none. */
+static u32 lbio_fail_every;
+static atomic_t lbio_nr_finished;
+
+static int lbio_inject(int status)
+{
+	u32 every = READ_ONCE(lbio_fail_every);
+
+	if (likely(!every) ||
+	    (u32)atomic_inc_return(&lbio_nr_finished) % every)
+		return status;
+	return LBIO_INJECTED;
+}
+
+void lbio_io_debugfs(struct dentry *root)
+{
+	debugfs_create_u32("lbio_fail_every", 0644, root, &lbio_fail_every);
+}
+
+/*
+ * Accounting, as blk-mq's, but that it counts a read when it is sent: what is
+ * left for the end is what must be there, and the time if there was any.
+ */
+void lbio_start_acct(struct lbio_io *io)
+{
+	struct block_device *bdev = io->bdev;
+	unsigned int sectors = io->nr * PAGE_SECTORS;
+
+	io->start = READ_ONCE(jiffies);
+	part_stat_lock();
+	update_io_ticks(bdev, io->start, false);
+	bdev_inc_in_flight(bdev, REQ_OP_READ);
+	part_stat_inc(bdev, ios[STAT_READ]);
+	part_stat_add(bdev, sectors[STAT_READ], sectors);
+	part_stat_unlock();
+	task_io_account_read(io->nr << PAGE_SHIFT);
+	count_vm_events(PGPGIN, sectors);
+}
+
+static void lbio_end_acct(struct lbio_io *io)
+{
+	struct block_device *bdev = io->bdev;
+	unsigned long now = READ_ONCE(jiffies);
+
+	part_stat_lock();
+	if (unlikely(now != io->start)) {
+		update_io_ticks(bdev, now, true);
+		part_stat_add(bdev, nsecs[STAT_READ],
+			      jiffies_to_nsecs(now - io->start));
+	}
+	bdev_dec_in_flight(bdev, REQ_OP_READ);
+	part_stat_unlock();
+}
+
+/*
+ * The device is done with the last @nr pages, or was never told of them. In
+ * strict mode it cannot reach them any more when this returns.
+ */
+void lbio_put_pages(struct lbio_io *io, unsigned int nr)
+{
+	struct lbio_queue *queue = io->queue;
+	struct lbio_chunk *chunk = io->chunk;
+
+	if (likely(queue->dev->lazy)) {
+		lbio_chunk_finish(&chunk->state, nr);
+		return;
+	}
+	spin_lock(&queue->sq_lock);
+	if (chunk == queue->chunk)
+		lbio_pool_set_aside(queue, &queue->chunk);
+	lbio_chunk_finish(&chunk->state, nr);
+	spin_unlock(&queue->sq_lock);
+	lbio_pool_unmap_idle(queue);
+}
+
+/* Throws a folio away that nobody is to see. */
+void lbio_discard(struct folio *folio, bool inserted)
+{
+	if (inserted) {
+		filemap_remove_folio(folio);
+		folio_unlock(folio);
+	}
+	folio_put(folio);
+}
+
+/*
+ * Ends a read that is complete with @status: all that has to be done before
+ * anybody may look, then unlocks the folios that may be seen, and throws the
+ * others away. Returns those that may, as bits; the read's references to them
+ * are the caller's.
+ */
+static unsigned int lbio_finish(struct lbio_io *io, int status)
+{
+	unsigned int good = 0;
+	unsigned int i;
+
+	status = lbio_inject(status);
+	trace_lbio_complete(io, status);
+	dma_sync_single_for_cpu(io->queue->dev->dma_dev, io->dma,
+				(size_t)io->nr << PAGE_SHIFT, DMA_FROM_DEVICE);
+	lbio_put_pages(io, io->nr);
+	lbio_end_acct(io);
+	percpu_ref_put(&bdev_get_queue(io->bdev)->q_usage_counter);
+
+	if (likely(!status && io->valid && io->inserted)) {
+		good = io->inserted;
+		lbio_count(LBIO_EV_READ);
+	} else if (status) {
+		lbio_count(status == LBIO_CANCELLED ? LBIO_EV_CANCELLED :
+						       LBIO_EV_ERROR);
+	}
+	for (i = 0; i < io->nr; i++) {
+		struct folio *folio = page_folio(io->page + i);
+
+		if (likely(good & BIT(i)))
+			folio_end_read(folio, true);
+		else
+			lbio_discard(folio, io->inserted & BIT(i));
+	}
+	return good;
+}
+
+/* Takes a complete read of a killed reader. */
+static bool lbio_adopt(struct lbio_queue *queue, struct lbio_io *io,
+		       int *status)
+{
+	unsigned int slot;
+	bool found = false;
+
+	spin_lock(&queue->sq_lock);
+	for_each_set_bit(slot, &queue->orphaned, LBIO_SLOTS) {
+		*status = lbio_ring_take(queue->ring, slot);
+		if (*status == -EINPROGRESS)
+			continue;
+		__clear_bit(slot, &queue->orphaned);
+		*io = queue->orphans[slot];
+		found = true;
+		break;
+	}
+	spin_unlock(&queue->sq_lock);
+	return found;
+}
+
+/* Ends what readers who were killed left behind and the drive has answered. */
+void lbio_orphan_work(struct work_struct *work)
+{
+	struct lbio_queue *queue =
+		container_of(work, struct lbio_queue, orphan_work);
+	unsigned int good, i;
+	struct lbio_io io;
+	int status;
+
+	while (lbio_adopt(queue, &io, &status)) {
+		good = lbio_finish(&io, status);
+		for (i = 0; i < io.nr; i++)
+			if (good & BIT(i))
+				put_page(io.page + i);
+	}
+}
+
+/*
+ * Leaves the read to the queue, unless it is complete. Who completes it wakes
+ * the worker, which has to wait for the lock until the read is where it looks.
+ */
+static bool lbio_abandon(struct lbio_io *io)
+{
+	struct lbio_queue *queue = io->queue;
+	u64 self = (unsigned long)current;
+	u64 token = (unsigned long)queue | LBIO_TOKEN_QUEUE;
+	bool left;
+
+	spin_lock(&queue->sq_lock);
+	queue->orphans[io->slot] = *io;
+	left = lbio_ring_sleep(queue->ring, io->slot, self) &&
+	       lbio_ring_hand_over(queue->ring, io->slot, self, token);
+	if (left)
+		__set_bit(io->slot, &queue->orphaned);
+	spin_unlock(&queue->sq_lock);
+	return left;
+}
+
+/*
+ * The waiting loop, in a function of its own so that a profile tells waiting
+ * from working. Returns the status, or -EINPROGRESS.
+ */
+static noinline int lbio_spin_slot(struct lbio_io *io, struct aios_poll *poll)
+{
+	struct lbio_queue *queue = io->queue;
+	int status;
+
+	for (;;) {
+		/* An interrupt takes the completion before a poll could. */
+		if (queue->polled)
+			lbio_reap(queue);
+		status = lbio_ring_take(queue->ring, io->slot);
+		if (status != -EINPROGRESS)
+			return status;
+		if (need_resched() || signal_pending(current) ||
+		    !single_task_running())
+			return status;
+		poll->now = local_clock();
+		if (poll->now - poll->start >= poll->budget)
+			return status;
+		aios_spin_relax();
+	}
+}
+
+/* Returns the status, or -EINTR if the reader was killed and left the read. */
+static int lbio_sleep(struct lbio_io *io)
+{
+	struct lbio_queue *queue = io->queue;
+	u64 token = (unsigned long)current;
+	unsigned int nap = LBIO_NAP_MIN;
+	unsigned int state;
+	int status;
+
+	lbio_count(LBIO_EV_SLEPT);
+	/*
+	 * What is not in the page cache is for the reader alone to end: nobody
+	 * who takes the file system away would wait for it.
+	 */
+	state = io->inserted ? TASK_KILLABLE : TASK_UNINTERRUPTIBLE;
+	for (;;) {
+		if (!queue->polled)
+			set_current_state(state);
+		if (queue->polled ||
+		    !lbio_ring_sleep(queue->ring, io->slot, token)) {
+			__set_current_state(TASK_RUNNING);
+			status = lbio_ring_take(queue->ring, io->slot);
+			if (status != -EINPROGRESS)
+				return status;
+		}
+		if (state == TASK_KILLABLE && fatal_signal_pending(current)) {
+			__set_current_state(TASK_RUNNING);
+			if (lbio_abandon(io)) {
+				lbio_count(LBIO_EV_KILLED);
+				return -EINTR;
+			}
+			continue;
+		}
+		if (queue->polled) {
+			usleep_range_state(nap, 2 * nap, state);
+			nap = min(2 * nap, LBIO_NAP_MAX);
+			lbio_reap(queue);
+		} else {
+			io_schedule();
+		}
+	}
+}
+
+/**
+ * lbio_wait - wait for a read, and end it
+ * @io: the read
+ * @inode: of the file that is read
+ *
+ * Return: the pages that may be seen, as bits, to each of which the caller has
+ * a reference. None if the read failed, is not wanted, or was left behind by a
+ * reader who was killed.
+ */
+unsigned int lbio_wait(struct lbio_io *io, const struct inode *inode)
+{
+	struct aios_poll poll;
+	bool hit = false;
+	int status;
+
+	/* It may be complete before anybody waited; that teaches nothing. */
+	status = lbio_ring_take(io->queue->ring, io->slot);
+	if (status == -EINPROGRESS) {
+		if (aios_poll_begin(&poll, inode, io->nr << PAGE_SHIFT)) {
+			status = lbio_spin_slot(io, &poll);
+			hit = status != -EINPROGRESS;
+		}
+		if (!hit)
+			status = lbio_sleep(io);
+		aios_poll_end(&poll, hit);
+		if (unlikely(status == -EINTR))
+			return 0;
+	}
+	return lbio_finish(io, status);
+}
