@@ -39,6 +39,8 @@ const DIRECT_ALIGN: usize = 4096;
 pub enum Kind {
     /// Read a block at a random offset; no block twice.
     Randread,
+    /// Read a block at a random offset that is in the page cache.
+    RandreadHit,
     /// Read the next block.
     Seqread,
     /// Overwrite a random block, then fdatasync.
@@ -51,7 +53,7 @@ pub enum Kind {
 
 impl Kind {
     fn reads(self) -> bool {
-        matches!(self, Self::Randread | Self::Seqread)
+        matches!(self, Self::Randread | Self::RandreadHit | Self::Seqread)
     }
 }
 
@@ -156,7 +158,7 @@ impl Work {
         if self.kind.reads() && !self.direct {
             self.drop_cache(&file)?;
         }
-        if self.kind == Kind::Randread {
+        if matches!(self.kind, Kind::Randread | Kind::RandreadHit) {
             // As fio does: no readahead heuristics at every read.
             self.advise(&file, libc::POSIX_FADV_RANDOM)?;
         }
@@ -165,9 +167,10 @@ impl Work {
         let end = self.len(&file)?;
         let offset = |op: u64| {
             let block = match self.kind {
-                Kind::Randread | Kind::OverwriteFdatasync | Kind::OverwriteFsync => {
-                    permutation.at(op)
-                }
+                Kind::Randread
+                | Kind::RandreadHit
+                | Kind::OverwriteFdatasync
+                | Kind::OverwriteFsync => permutation.at(op),
                 Kind::Seqread => op,
                 Kind::AppendFsync => return end + op * u64::from(self.bs),
             };
@@ -177,6 +180,11 @@ impl Work {
         // Not zeros: those would be mapped at first touch, amid the measurement.
         let mut latency = vec![u64::MAX; usize::try_from(self.ops).unwrap_or(usize::MAX)];
 
+        if self.kind == Kind::RandreadHit {
+            for op in 0..total {
+                self.operate(&file, offset(op), op, buffer.bytes())?;
+            }
+        }
         for op in 0..u64::from(self.warmup) {
             self.operate(&file, offset(op), op, buffer.bytes())?;
         }

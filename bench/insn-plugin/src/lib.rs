@@ -53,7 +53,8 @@
 //! - `early`: the completion came before the CPU was waiting for it, so that
 //!   no boundary between *device* and *after* exists.
 //!
-//! Operations without any command are cache hits and counted apart. Those that
+//! Operations without any command are cache hits and counted apart, unless it is
+//! these that are wanted (`commands=0`). Those that
 //! slept and those that did not take different paths and have sums of their own.
 //!
 //! Costs that come every so many operations (refilling the allocator's per-CPU

@@ -524,11 +524,11 @@ impl Machine {
         }
         let op = &mut self.op;
         op.leave_loop();
-        if op.commands == 0 {
+        let rules = self.rules;
+        if op.commands == 0 && rules.commands != Some(0) {
             self.totals.no_io += 1;
             return;
         }
-        let rules = self.rules;
         if rules.commands.is_some_and(|count| count != op.commands) {
             op.disturb(Disturbance::Commands);
         }
@@ -803,6 +803,19 @@ mod tests {
         machine.op_end();
         assert_eq!(disturbed(&machine, Disturbance::Commands), 1);
         assert_eq!(machine.totals().no_io, 1);
+    }
+
+    #[test]
+    fn test_no_command_is_clean_if_none_is_wanted() {
+        let mut machine = started(Some(0));
+        run(&mut machine, 1, 5, WORK);
+        machine.op_end();
+        machine.op_begin();
+        submit(&mut machine);
+        machine.op_end();
+        assert_eq!(machine.totals().no_io, 0);
+        assert_eq!(machine.totals().awake.clean, 1);
+        assert_eq!(disturbed(&machine, Disturbance::Commands), 1);
     }
 
     #[test]

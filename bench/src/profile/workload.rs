@@ -16,6 +16,9 @@ pub(crate) enum Workload {
     /// pread of 16 KiB at a random offset, not in the page cache.
     #[value(name = "randread-16k-buffered")]
     Randread16Buffered,
+    /// pread of 4 KiB at a random offset, in the page cache.
+    #[value(name = "randread-4k-hit")]
+    RandreadHit,
     /// The fdatasync after overwriting 4 KiB.
     #[value(name = "overwrite-4k-fdatasync")]
     OverwriteFdatasync,
@@ -46,7 +49,10 @@ impl Workload {
     pub(crate) fn reads(self) -> bool {
         matches!(
             self,
-            Self::RandreadBuffered | Self::RandreadDirect | Self::Randread16Buffered
+            Self::RandreadBuffered
+                | Self::RandreadDirect
+                | Self::Randread16Buffered
+                | Self::RandreadHit
         )
     }
 
@@ -62,6 +68,7 @@ impl Workload {
             Self::RandreadBuffered => "randread --bs 4096",
             Self::RandreadDirect => "randread --bs 4096 --direct",
             Self::Randread16Buffered => "randread --bs 16384",
+            Self::RandreadHit => "randread-hit --bs 4096",
             Self::OverwriteFdatasync => "overwrite-fdatasync --bs 4096 --mark sync",
             Self::OverwriteFsync => "overwrite-fsync --bs 4096 --mark sync",
             Self::AppendFsync => "append-fsync --bs 4096 --mark sync",
@@ -70,7 +77,9 @@ impl Workload {
 
     /// Arguments of the plugin that say what a clean operation is.
     pub(crate) fn rules(self) -> &'static str {
-        if self.reads() {
+        if self == Self::RandreadHit {
+            "commands=0,switches=0,interrupts=reject"
+        } else if self.reads() {
             // One command; at most to the idle task and back.
             "commands=1,switches=2,interrupts=reject"
         } else {

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: MIT
-//! Readers against a writer that rewrites, punches, truncates and evicts: no
-//! reader may see data older than what was done before its read began.
+//! Readers against a writer that rewrites (buffered, direct, by mmap), punches,
+//! truncates, and collapses and inserts ranges, and against eviction and
+//! shrinkers: no reader may see data older than what was done before its read
+//! began.
 //!
 //! Every 512 bytes say which block they belong to and which generation of that
 //! block wrote them, so that content proves its own age. A generation is one
@@ -15,16 +17,16 @@
 //! Buffered reads and writes are not atomic towards each other: a read beside a
 //! change of the same block may see any mix of bytes. Such a read is made again
 //! until it agrees, or disagrees with no change beside it: what is stale in the
-//! page cache stays so.
+//! page cache stays so. That goes for blocks that are moved, too; they are counted
+//! before and after.
+
+mod change;
 
 use serde::Serialize;
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{
-    FileExt,
-    OpenOptionsExt, //
-};
+use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::sync::Mutex;
 use std::sync::atomic::{
@@ -69,6 +71,12 @@ pub struct Race {
     /// has it open for writing most of the time.
     #[arg(long)]
     pub reopen: bool,
+    /// Most blocks of one read; each read is of one block up to so many.
+    #[arg(long, default_value_t = 1)]
+    pub blocks: u64,
+    /// Have the kernel drop its caches all the time, which takes root.
+    #[arg(long)]
+    pub reclaim: bool,
 }
 
 /// What was raced.
@@ -109,6 +117,8 @@ struct Block {
     done: AtomicU64,
     started: AtomicU64,
     zeroing: AtomicU64,
+    /// How often it was moved; odd while it is.
+    moves: AtomicU64,
 }
 
 impl Block {
@@ -159,10 +169,6 @@ impl Rng {
     }
 }
 
-/// A block for `O_DIRECT`.
-#[repr(align(4096))]
-struct Aligned([u8; BLOCK]);
-
 impl Race {
     /// Runs the race until its time is up or something stale was read.
     pub fn run(&self) -> Result<RaceResult> {
@@ -204,7 +210,8 @@ impl Race {
                         Rng(self.seed ^ (u64::from(reader) + 1).wrapping_mul(0x9e37_79b9));
                     let result = self.open("open", |options| options).and_then(|file| {
                         while go_on() {
-                            self.read(&file, blocks, rng.below(count))?;
+                            let length = 1 + rng.below(self.blocks);
+                            self.read(&file, blocks, rng.below(count), length)?;
                             reads.fetch_add(1, SeqCst);
                         }
                         Ok(())
@@ -227,6 +234,16 @@ impl Race {
                     thread::sleep(Duration::from_millis(1));
                 }
             });
+            if self.reclaim {
+                scope.spawn(|| {
+                    while go_on() {
+                        if let Err(error) = change::drop_caches() {
+                            fail(error);
+                        }
+                        thread::sleep(Duration::from_millis(20));
+                    }
+                });
+            }
             if let Err(error) = self.change(&blocks, &changes, go_on) {
                 fail(error);
             }
@@ -239,53 +256,6 @@ impl Race {
                 changes: changes.into_inner(),
             }),
         }
-    }
-
-    /// Changes the file until it is told to stop.
-    fn change(
-        &self,
-        blocks: &[Block],
-        changes: &AtomicU64,
-        go_on: impl Fn() -> bool,
-    ) -> Result<()> {
-        let open = |flags| {
-            self.open("open for writing", |options| {
-                options.write(true).custom_flags(flags)
-            })
-        };
-        let kept = if self.reopen {
-            None
-        } else {
-            Some((open(0)?, open(libc::O_DIRECT)?))
-        };
-        let mut rng = Rng(self.seed | 1);
-        while go_on() {
-            let index = rng.below(blocks.len() as u64);
-            let what = rng.below(16);
-            let mut opened = None;
-            let file = match &kept {
-                Some((_, direct)) if (4..=7).contains(&what) => direct,
-                Some((file, _)) => file,
-                None => {
-                    let direct = (4..=7).contains(&what);
-                    &*opened.insert(open(if direct { libc::O_DIRECT } else { 0 })?)
-                }
-            };
-            match what {
-                0 => self.truncate(file, blocks, index),
-                1..=3 => self.punch(file, blocks, index),
-                _ => self.write(file, blocks, index),
-            }?;
-            changes.fetch_add(1, SeqCst);
-            if self.reopen {
-                // Nothing dirty, and nobody to write: for long enough to read.
-                file.sync_data()
-                    .map_err(|source| self.error("sync", source))?;
-                drop(opened);
-                thread::sleep(Duration::from_micros(rng.below(4000)));
-            }
-        }
-        Ok(())
     }
 
     fn open(
@@ -306,99 +276,46 @@ impl Race {
         }
     }
 
-    fn read(&self, file: &File, blocks: &[Block], index: u64) -> Result<()> {
-        let Some(block) = blocks.get(index as usize) else {
+    /// Reads `length` blocks from block `index` on, as far as there are any, until
+    /// what is there is what may be seen.
+    fn read(&self, file: &File, blocks: &[Block], index: u64, length: u64) -> Result<()> {
+        let end = index.saturating_add(length).min(blocks.len() as u64);
+        let Some(range) = blocks.get(index as usize..end as usize) else {
             return Ok(());
         };
+        // What lies behind the end of the file reads as zeros.
+        let mut buffer = vec![0; range.len() * BLOCK];
         loop {
-            let begun = block.done.load(SeqCst);
-            // What lies behind the end of the file reads as zeros.
-            let mut buffer = [0; BLOCK];
+            let begun: Vec<(u64, u64)> = range
+                .iter()
+                .map(|block| (block.done.load(SeqCst), block.moves.load(SeqCst)))
+                .collect();
+            buffer.fill(0);
             file.read_at(&mut buffer, index * BLOCK as u64)
                 .map_err(|source| self.error("read", source))?;
-            let seen = buffer
-                .chunks(SECTOR)
-                .try_for_each(|sector| block.allows(begun, index, sector));
-            match seen {
-                Ok(()) => return Ok(()),
+            let mut again = false;
+            for (((number, block), (done, moves)), data) in
+                (index..).zip(range).zip(begun).zip(buffer.chunks(BLOCK))
+            {
+                let seen = data
+                    .chunks(SECTOR)
+                    .try_for_each(|sector| block.allows(done, number, sector));
+                let Err(why) = seen else {
+                    continue;
+                };
                 // Something changed the block meanwhile; a stale page would
                 // still be there for the next read.
-                Err(_) if block.started.load(SeqCst) != begun => {}
-                Err(why) => return Err(RaceError::Stale(why)),
+                let changed = block.started.load(SeqCst) != done;
+                let moved = moves % 2 != 0 || block.moves.load(SeqCst) != moves;
+                if !changed && !moved {
+                    return Err(RaceError::Stale(why));
+                }
+                again = true;
+            }
+            if !again {
+                return Ok(());
             }
         }
-    }
-
-    /// Only the one writer changes blocks, so generations need no more care.
-    fn write(&self, file: &File, blocks: &[Block], index: u64) -> Result<()> {
-        let Some(block) = blocks.get(index as usize) else {
-            return Ok(());
-        };
-        let generation = block.done.load(SeqCst) + 1;
-        block.started.store(generation, SeqCst);
-        let mut buffer = Box::new(Aligned([0; BLOCK]));
-        for sector in buffer.0.chunks_mut(SECTOR) {
-            for (at, word) in sector.chunks_mut(8).zip([MAGIC, index, generation]) {
-                at.copy_from_slice(&word.to_le_bytes());
-            }
-        }
-        file.write_all_at(&buffer.0, index * BLOCK as u64)
-            .map_err(|source| self.error("write", source))?;
-        block.done.store(generation, SeqCst);
-        Ok(())
-    }
-
-    fn zero(
-        &self,
-        blocks: &[Block],
-        how: impl FnOnce() -> io::Result<()>,
-        action: &'static str,
-    ) -> Result<()> {
-        for block in blocks {
-            let generation = block.done.load(SeqCst) + 1;
-            block.zeroing.store(generation, SeqCst);
-            block.started.store(generation, SeqCst);
-        }
-        how().map_err(|source| self.error(action, source))?;
-        for block in blocks {
-            block.done.fetch_add(1, SeqCst);
-        }
-        Ok(())
-    }
-
-    fn punch(&self, file: &File, blocks: &[Block], index: u64) -> Result<()> {
-        let Some(range) = blocks.get(index as usize..=index as usize) else {
-            return Ok(());
-        };
-        let punch = || {
-            // SAFETY: Plain system call on an open descriptor.
-            let result = unsafe {
-                libc::fallocate(
-                    file.as_raw_fd(),
-                    libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE,
-                    (index * BLOCK as u64) as libc::off_t,
-                    BLOCK as libc::off_t,
-                )
-            };
-            if result == 0 {
-                Ok(())
-            } else {
-                Err(io::Error::last_os_error())
-            }
-        };
-        self.zero(range, punch, "punch a hole into")
-    }
-
-    /// Cuts the file off at `index`, then makes it as long as before.
-    fn truncate(&self, file: &File, blocks: &[Block], index: u64) -> Result<()> {
-        let Some(range) = blocks.get(index as usize..) else {
-            return Ok(());
-        };
-        let truncate = || {
-            file.set_len(index * BLOCK as u64)?;
-            file.set_len(self.size)
-        };
-        self.zero(range, truncate, "truncate")
     }
 }
 
@@ -411,6 +328,7 @@ mod tests {
             done: done.into(),
             started: started.into(),
             zeroing: zeroing.into(),
+            moves: 0.into(),
         }
     }
 
@@ -457,6 +375,8 @@ mod tests {
             seconds: 1,
             seed: 3,
             reopen: true,
+            blocks: 4,
+            reclaim: false,
         };
         let result = race.run();
         let _ = std::fs::remove_file(&file);
