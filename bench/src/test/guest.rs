@@ -2,6 +2,7 @@
 //! Functional tests in the guest: both kernels, the switch and its knobs, data
 //! checked by fio with the stack on and off, and a kernel full of checks.
 
+use super::lbio;
 use super::suite::{
     Outcome,
     Suite,
@@ -50,6 +51,9 @@ const DRIVE_BYTES: u64 = 512 << 20;
 /// A script in the guest may take this long.
 const SCRIPT_TIMEOUT: Duration = Duration::from_secs(120);
 
+/// One round of the race.
+const RACE_ROUND: Duration = Duration::from_secs(30);
+
 /// A guest that a group of cases shares.
 struct Group {
     /// First part of the names of its cases.
@@ -93,19 +97,19 @@ impl Lbio {
 type Case = (&'static str, fn(&mut Fixture) -> Result<()>);
 
 /// What a case works with.
-struct Fixture {
+pub(super) struct Fixture {
     guest: Guest,
     server: Server,
 }
 
 impl Fixture {
-    fn sh(&mut self, script: &str) -> Result<String> {
+    pub(super) fn sh(&mut self, script: &str) -> Result<String> {
         self.guest.sh(script, SCRIPT_TIMEOUT)
     }
 
     /// Mounts the drive's file system afresh with `options`, stack enabled or
     /// not, and with a file of 16 MiB in it.
-    fn mount(&mut self, options: &str, enabled: bool, poll_max_ns: u64) -> Result<()> {
+    pub(super) fn mount(&mut self, options: &str, enabled: bool, poll_max_ns: u64) -> Result<()> {
         self.sh(&format!(
             "mkdir -p /mnt/t; umount /mnt/t 2>/dev/null || :; \
              blkid -p /dev/nvme0n1 >/dev/null 2>&1 || mkfs.ext4 -q -F /dev/nvme0n1; \
@@ -120,13 +124,13 @@ impl Fixture {
 
     /// As [`Fixture::read_at`] from a drive that takes a millisecond, so that
     /// it never answers before the reader looks.
-    fn read(&mut self, ops: u32, more: &str) -> Result<Polls> {
+    pub(super) fn read(&mut self, ops: u32, more: &str) -> Result<Polls> {
         self.read_at(ops, more, 1)
     }
 
     /// Reads `ops` blocks of the mounted file that miss the page cache, from a
     /// drive that takes `latency_ms`; how the waits ended meanwhile.
-    fn read_at(&mut self, ops: u32, more: &str, latency_ms: u64) -> Result<Polls> {
+    pub(super) fn read_at(&mut self, ops: u32, more: &str, latency_ms: u64) -> Result<Polls> {
         let before = self.polls()?;
         self.set_latency(latency_ms)?;
         let done = self.sh(&format!(
@@ -144,7 +148,7 @@ impl Fixture {
     }
 
     /// Latency of every command of the drive, in milliseconds.
-    fn set_latency(&mut self, ms: u64) -> Result<()> {
+    pub(super) fn set_latency(&mut self, ms: u64) -> Result<()> {
         let latency = Latency {
             points: vec![(50.0, ms * 1_000_000)],
         };
@@ -152,7 +156,7 @@ impl Fixture {
     }
 
     /// A counter of `/sys/kernel/debug/aios/lbio`.
-    fn lbio(&mut self, event: &str) -> Result<u64> {
+    pub(super) fn lbio(&mut self, event: &str) -> Result<u64> {
         let text = self.sh("cat /sys/kernel/debug/aios/lbio")?;
         text.lines()
             .find_map(|line| {
@@ -163,7 +167,7 @@ impl Fixture {
     }
 
     /// How often `event` happened in `what`.
-    fn lbio_during(
+    pub(super) fn lbio_during(
         &mut self,
         event: &str,
         what: impl FnOnce(&mut Self) -> Result<()>,
@@ -190,7 +194,7 @@ impl Fixture {
 
 /// How waits for reads of opted-in files ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Polls {
+pub(super) struct Polls {
     /// Completed while spinning.
     hits: u64,
     /// Spun in vain, then slept.
@@ -288,7 +292,7 @@ const STRICT: Group = Group {
             f.mount("aios", true, 100_000_000)?;
             fio_verify(f)
         }),
-        ("lbio-serves-reads", lbio_serves_reads),
+        ("lbio-serves-reads", lbio::serves_reads),
     ],
 };
 
@@ -307,7 +311,7 @@ const NO_IOMMU: Group = Group {
             f.mount("aios", true, 100_000_000)?;
             fio_verify(f)
         }),
-        ("lbio-serves-reads", lbio_serves_reads),
+        ("lbio-serves-reads", lbio::serves_reads),
     ],
 };
 
@@ -328,10 +332,13 @@ const DEBUG: Group = Group {
             fio_verify(f)
         }),
         ("truncate-against-readers", truncate_against_readers),
-        ("lbio-serves-reads", lbio_serves_reads),
-        ("lbio-changes-against-readers", lbio_changes_against_readers),
-        ("lbio-reset-under-load", lbio_reset_under_load),
-        ("lbio-removal-under-load", lbio_removal_under_load),
+        ("lbio-serves-reads", lbio::serves_reads),
+        (
+            "lbio-changes-against-readers",
+            lbio::changes_against_readers,
+        ),
+        ("lbio-reset-under-load", lbio::reset_under_load),
+        ("lbio-removal-under-load", lbio::removal_under_load),
     ],
 };
 
@@ -355,17 +362,23 @@ const LBIO_POLLED: Group = Group {
 
 const LBIO_CASES: &[Case] = &[
     ("boots", boots),
-    ("serves-reads", lbio_serves_reads),
-    ("sleeps", lbio_sleeps),
-    ("leaves-others-alone", lbio_leaves_others_alone),
+    ("serves-reads", lbio::serves_reads),
+    ("sleeps", lbio::sleeps),
+    ("leaves-others-alone", lbio::leaves_others_alone),
+    ("serves-longer-reads", lbio::serves_longer_reads),
+    ("sleeping-reader-is-killed", lbio::sleeping_reader_is_killed),
+    ("errors-are-read-again", lbio::errors_are_read_again),
+    ("lost-commands-reset", lbio::lost_commands_reset),
+    ("memory-is-bounded", lbio::memory_is_bounded),
+    ("tracepoints", lbio::tracepoints),
     ("fio-verify-on", |f| {
         f.mount("aios", true, 100_000_000)?;
         fio_verify(f)
     }),
-    ("changes-against-readers", lbio_changes_against_readers),
-    ("cpu-hotplug-under-load", lbio_cpu_hotplug_under_load),
-    ("reset-under-load", lbio_reset_under_load),
-    ("removal-under-load", lbio_removal_under_load),
+    ("changes-against-readers", lbio::changes_against_readers),
+    ("cpu-hotplug-under-load", lbio::cpu_hotplug_under_load),
+    ("reset-under-load", lbio::reset_under_load),
+    ("removal-under-load", lbio::removal_under_load),
 ];
 
 const LBIO_DENIED: Group = Group {
@@ -395,6 +408,54 @@ const GROUPS: &[&Group] = &[
     &LBIO_DENIED,
     &DEBUG,
 ];
+
+/// Runs the race for `time` in all, on each kind of queue and translation, with
+/// the file open for writing all the time and now and then.
+pub(super) fn race(ctx: &Context, suite: &mut Suite, time: Duration) {
+    let groups = [&LBIO, &LBIO_POLLED, &STRICT];
+    let each = time / groups.len() as u32;
+    for group in groups {
+        let race = format!("{}/race", group.name);
+        let log = format!("{}/race-clean-log", group.name);
+        if !suite.runs_any([race.as_str(), log.as_str()].into_iter()) {
+            for name in [&race, &log] {
+                suite.case(name, || Ok(Outcome::Passed));
+            }
+            continue;
+        }
+        match start(ctx, group) {
+            Ok(mut fixture) => {
+                suite.case(&race, || race_for(&mut fixture, each));
+                let Fixture { guest, server } = fixture;
+                suite.case(&log, || guest.shutdown().map(|()| Outcome::Passed));
+                drop(server);
+            }
+            Err(error) => suite.fail_all([race.as_str(), log.as_str()].into_iter(), &error),
+        }
+    }
+}
+
+/// Rounds of the race until `time` is over, at least one of each kind.
+fn race_for(f: &mut Fixture, time: Duration) -> Result<Outcome> {
+    f.mount("aios", true, 100_000_000)?;
+    let end = Instant::now() + time;
+    let mut seed = 1;
+    while seed <= 2 || Instant::now() < end {
+        for (mode, event) in [("", "early"), ("--reopen", "read")] {
+            let served = f.lbio_during(event, |f| {
+                f.sh(&format!(
+                    "/aios-guest race --file /mnt/t/race --size 2097152 --readers 4 \
+                     --seconds {} --seed {seed} --blocks 8 --reclaim {mode}",
+                    RACE_ROUND.as_secs()
+                ))
+                .map(drop)
+            })?;
+            check(served > 0, || format!("race {mode}: nothing {event}"))?;
+            seed += 1;
+        }
+    }
+    Ok(Outcome::Passed)
+}
 
 /// Runs the guest's cases.
 pub(super) fn run(ctx: &Context, suite: &mut Suite) {
@@ -612,110 +673,6 @@ fn truncate_against_readers(f: &mut Fixture) -> Result<()> {
     f.mount("aios", true, 100_000_000)?;
     f.sh("/aios-guest race --file /mnt/t/race --size 1048576 --readers 3 --seconds 8 --seed 5")
         .map(drop)
-}
-
-fn lbio_serves_reads(f: &mut Fixture) -> Result<()> {
-    f.sh("grep -qx on /sys/block/nvme0n1/lbio")?;
-    f.mount("aios", true, 100_000_000)?;
-    // Where its blocks are is known once somebody has looked.
-    f.sh("cat /mnt/t/data >/dev/null")?;
-    let sectors = "awk '$3 == \"nvme0n1\" { print $6 }' /proc/diskstats";
-    let before: u64 = number(&f.sh(sectors)?)?;
-    let served = f.lbio_during("read", |f| f.read(400, "").map(drop))?;
-    let sectors = number(&f.sh(sectors)?)? - before;
-    check(served >= 350 && sectors >= 8 * served, || {
-        format!("400 reads that miss: {served} served, {sectors} sectors in diskstats")
-    })
-}
-
-fn lbio_sleeps(f: &mut Fixture) -> Result<()> {
-    f.mount("aios", true, 0)?;
-    f.sh("cat /mnt/t/data >/dev/null")?;
-    let slept = f.lbio_during("slept", |f| f.read(200, "").map(drop))?;
-    check(slept >= 150, || {
-        format!("200 reads without spinning, {slept} asleep")
-    })
-}
-
-/// Switched off, not opted in, or with a scheduler that wants to see it all.
-fn lbio_leaves_others_alone(f: &mut Fixture) -> Result<()> {
-    for (options, enabled) in [("aios", false), ("noaios", true)] {
-        f.mount(options, enabled, 0)?;
-        f.sh("cat /mnt/t/data >/dev/null")?;
-        let served = f.lbio_during("read", |f| f.read(100, "").map(drop))?;
-        check(served == 0, || format!("{options}, {enabled}: {served}"))?;
-    }
-    Ok(())
-}
-
-/// As [`truncate_against_readers`], with the file open for writing all the time
-/// and with it open only now and then: LBIO has a way for each.
-fn lbio_changes_against_readers(f: &mut Fixture) -> Result<()> {
-    f.mount("aios", true, 100_000_000)?;
-    for (mode, event) in [("", "early"), ("--reopen", "read")] {
-        let served = f.lbio_during(event, |f| {
-            f.sh(&format!(
-                "/aios-guest race --file /mnt/t/race --size 1048576 --readers 3 --seconds 10 \
-                 --seed 9 {mode}"
-            ))
-            .map(drop)
-        })?;
-        check(served > 0, || format!("race {mode}: nothing {event}"))?;
-    }
-    Ok(())
-}
-
-/// Interrupts that are bound to a CPU go with it.
-fn lbio_cpu_hotplug_under_load(f: &mut Fixture) -> Result<()> {
-    f.mount("aios", true, 0)?;
-    f.sh(
-        "/aios-guest race --file /mnt/t/race --size 1048576 --readers 3 --seconds 10 --seed 4 \
-         --reopen >/dev/null & pid=$!; \
-         for i in 1 2 3 4; do echo 0 > /sys/devices/system/cpu/cpu1/online; sleep 1; \
-             echo 1 > /sys/devices/system/cpu/cpu1/online; sleep 1; done; \
-         wait $pid",
-    )
-    .map(drop)
-}
-
-/// Readers see neither errors nor old data, and all of them come back.
-fn lbio_reset_under_load(f: &mut Fixture) -> Result<()> {
-    f.mount("aios", true, 100_000_000)?;
-    let served = f.lbio_during("read", |f| {
-        f.sh(
-            "/aios-guest race --file /mnt/t/race --size 1048576 --readers 3 --seconds 15 \
-             --seed 6 --reopen >/dev/null & pid=$!; \
-             for i in 1 2 3 4 5; do sleep 1; \
-                 echo 1 > /sys/class/nvme/nvme0/reset_controller; done; \
-             wait $pid",
-        )
-        .map(drop)
-    })?;
-    check(served > 0, || "nothing read".to_owned())?;
-    lbio_serves_reads(f)
-}
-
-/// Readers get errors and come back; the drive can be found again.
-fn lbio_removal_under_load(f: &mut Fixture) -> Result<()> {
-    f.mount("aios,errors=continue", true, 100_000_000)?;
-    f.sh("cat /mnt/t/data >/dev/null; \
-         dev=$(readlink -f /sys/class/nvme/nvme0/device); pids=; \
-         for seed in 1 2 3; do (while /aios-guest work randread --file /mnt/t/data \
-             --size 16777216 --bs 4096 --ops 2000 --warmup 0 --seed $seed \
-             >/dev/null 2>&1; do :; done) & pids=\"$pids $!\"; done; \
-         sleep 2; echo 1 > $dev/remove; for pid in $pids; do wait $pid || :; done; \
-         ! test -e /sys/block/nvme0n1; umount /mnt/t; \
-         echo 1 > /sys/bus/pci/rescan; \
-         for i in $(seq 100); do test -b /dev/nvme0n1 && break; sleep 0.1; done; \
-         test -b /dev/nvme0n1")?;
-    f.mount("aios", true, 100_000_000)?;
-    lbio_serves_reads(f)
-}
-
-fn number(text: &str) -> Result<u64> {
-    text.trim()
-        .parse()
-        .map_err(|_| Error::new(format!("not a number: {text:?}")))
 }
 
 fn kunit(f: &mut Fixture) -> Result<()> {

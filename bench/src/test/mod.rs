@@ -3,17 +3,34 @@
 
 mod guest;
 mod host;
+mod lbio;
 mod series;
 mod suite;
 
 use crate::context::Context;
 use crate::error::Result;
 use crate::setup;
+use std::time::Duration;
 use suite::Suite;
+
+/// What to run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Which {
+    /// Every check, as continuous integration runs them.
+    All,
+    /// Readers against everything that changes or evicts what they read, for long.
+    Race,
+}
 
 /// Options of `aios test`.
 #[derive(clap::Args, Debug)]
 pub(crate) struct Args {
+    /// What to run.
+    #[arg(long, value_enum, default_value_t = Which::All)]
+    suite: Which,
+    /// How long the race suite takes, in minutes.
+    #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    minutes: u32,
     /// Run only cases whose name contains this.
     #[arg(long, value_name = "TEXT")]
     only: Option<String>,
@@ -30,8 +47,17 @@ pub(crate) fn run(ctx: &Context, args: &Args) -> Result<u8> {
         false => Some(setup::lock(&ctx.cache_dir("test")?.join("lock"))?),
     };
     let mut suite = Suite::new(args.only.clone(), args.list);
-    host::run(ctx, &mut suite);
-    series::run(ctx, &mut suite);
-    guest::run(ctx, &mut suite);
+    match args.suite {
+        Which::All => {
+            host::run(ctx, &mut suite);
+            series::run(ctx, &mut suite);
+            guest::run(ctx, &mut suite);
+        }
+        Which::Race => guest::race(
+            ctx,
+            &mut suite,
+            Duration::from_secs(60 * u64::from(args.minutes)),
+        ),
+    }
     suite.finish()
 }

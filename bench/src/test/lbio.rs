@@ -1,0 +1,265 @@
+// SPDX-License-Identifier: MIT
+//! Cases of guests with queues for reads around the block layer.
+
+use super::guest::Fixture;
+use super::suite::check;
+use crate::error::{
+    Error,
+    Result, //
+};
+use std::time::{
+    Duration,
+    Instant, //
+};
+
+pub(super) fn serves_reads(f: &mut Fixture) -> Result<()> {
+    f.sh("grep -qx on /sys/block/nvme0n1/lbio")?;
+    f.mount("aios", true, 100_000_000)?;
+    // Where its blocks are is known once somebody has looked.
+    f.sh("cat /mnt/t/data >/dev/null")?;
+    let sectors = "awk '$3 == \"nvme0n1\" { print $6 }' /proc/diskstats";
+    let before: u64 = number(&f.sh(sectors)?)?;
+    let served = f.lbio_during("read", |f| f.read(400, "").map(drop))?;
+    let sectors = number(&f.sh(sectors)?)? - before;
+    check(served >= 350 && sectors >= 8 * served, || {
+        format!("400 reads that miss: {served} served, {sectors} sectors in diskstats")
+    })
+}
+
+pub(super) fn sleeps(f: &mut Fixture) -> Result<()> {
+    f.mount("aios", true, 0)?;
+    f.sh("cat /mnt/t/data >/dev/null")?;
+    let slept = f.lbio_during("slept", |f| f.read(200, "").map(drop))?;
+    check(slept >= 150, || {
+        format!("200 reads without spinning, {slept} asleep")
+    })
+}
+
+/// Switched off, not opted in, or with a scheduler that wants to see it all.
+pub(super) fn leaves_others_alone(f: &mut Fixture) -> Result<()> {
+    for (options, enabled) in [("aios", false), ("noaios", true)] {
+        f.mount(options, enabled, 0)?;
+        f.sh("cat /mnt/t/data >/dev/null")?;
+        let served = f.lbio_during("read", |f| f.read(100, "").map(drop))?;
+        check(served == 0, || format!("{options}, {enabled}: {served}"))?;
+    }
+    Ok(())
+}
+
+/// As `truncate_against_readers`, with the file open for writing all the time
+/// and with it open only now and then: LBIO has a way for each.
+pub(super) fn changes_against_readers(f: &mut Fixture) -> Result<()> {
+    f.mount("aios", true, 100_000_000)?;
+    for (mode, event) in [("", "early"), ("--reopen", "read")] {
+        let served = f.lbio_during(event, |f| {
+            f.sh(&format!(
+                "/aios-guest race --file /mnt/t/race --size 1048576 --readers 3 --seconds 10 \
+                 --seed 9 --blocks 8 --reclaim {mode}"
+            ))
+            .map(drop)
+        })?;
+        check(served > 0, || format!("race {mode}: nothing {event}"))?;
+    }
+    Ok(())
+}
+
+/// Reads of up to 32 KiB are one command each, or few if the pool or an extent
+/// ends, and longer ones are none of LBIO's.
+pub(super) fn serves_longer_reads(f: &mut Fixture) -> Result<()> {
+    f.mount("aios", true, 100_000_000)?;
+    f.sh("cat /mnt/t/data >/dev/null")?;
+    let sectors = "awk '$3 == \"nvme0n1\" { print $6 }' /proc/diskstats";
+    for (bytes, ops) in [(8192, 200), (16384, 200), (32768, 100)] {
+        let before: u64 = number(&f.sh(sectors)?)?;
+        let served = f.lbio_during("read", |f| {
+            f.sh(&format!(
+                "/aios-guest work randread --file /mnt/t/data --size 16777216 --bs {bytes} \
+                 --ops {ops} --warmup 0 --seed 3 >/dev/null"
+            ))
+            .map(drop)
+        })?;
+        let read = (number(&f.sh(sectors)?)? - before) * 512;
+        check(
+            served * 10 >= ops * 9 && served <= 2 * ops && read >= bytes * ops,
+            || format!("{ops} reads of {bytes} bytes: {served} commands, {read} bytes"),
+        )?;
+    }
+    let served = f.lbio_during("read", |f| {
+        f.sh(
+            "/aios-guest work randread --file /mnt/t/data --size 16777216 --bs 65536 \
+             --ops 50 --warmup 0 --seed 3 >/dev/null",
+        )
+        .map(drop)
+    })?;
+    check(served == 0, || {
+        format!("50 reads of 64 KiB: {served} served")
+    })?;
+    // What came that way is what the drive has.
+    f.sh(
+        "cd /mnt/t && dd if=data iflag=nocache count=0 2>/dev/null && \
+         for i in 3 11 29 77 150 230; do \
+             dd if=data bs=32768 skip=$i count=1 2>/dev/null | md5sum; \
+             dd if=data bs=32768 skip=$i count=1 iflag=direct 2>/dev/null | md5sum; \
+         done | uniq -c | awk '$1 != 2 { exit 1 }'",
+    )
+    .map(drop)
+}
+
+/// A reader that sleeps is killed at once; what he waited for is ended by others
+/// when the drive answers, and neither the folio nor the drive is stuck.
+pub(super) fn sleeping_reader_is_killed(f: &mut Fixture) -> Result<()> {
+    f.mount("aios", true, 0)?;
+    f.sh("cat /mnt/t/data >/dev/null; dd if=/mnt/t/data iflag=nocache count=0 2>/dev/null")?;
+    f.set_latency(3000)?;
+    let begin = Instant::now();
+    let killed = f.lbio_during("killed", |f| {
+        f.sh(
+            "dd if=/mnt/t/data of=/dev/null bs=4096 count=1 skip=3000 2>/dev/null & pid=$!; \
+             sleep 0.7; kill -KILL $pid; code=0; wait $pid || code=$?; [ $code = 137 ]",
+        )
+        .map(drop)
+    });
+    let elapsed = begin.elapsed();
+    f.set_latency(0)?;
+    check(
+        killed? == 1 && elapsed < Duration::from_millis(2500),
+        || format!("the reader of a drive of 3 s was killed after {elapsed:?}"),
+    )?;
+    // The page is there, whole and unlocked, once the drive has answered.
+    f.sh(
+        "a=$(dd if=/mnt/t/data bs=4096 count=1 skip=3000 2>/dev/null | md5sum); \
+         b=$(dd if=/mnt/t/data bs=4096 count=1 skip=3000 iflag=direct 2>/dev/null | md5sum); \
+         [ \"$a\" = \"$b\" ]; umount /mnt/t; \
+         echo 1 > /sys/class/nvme/nvme0/reset_controller",
+    )
+    .map(drop)
+}
+
+/// One read of a few fails: no reader notices.
+pub(super) fn errors_are_read_again(f: &mut Fixture) -> Result<()> {
+    f.mount("aios", true, 100_000_000)?;
+    f.sh("echo 7 > /sys/kernel/debug/aios/lbio_fail_every")?;
+    let failed = f.lbio_during("error", |f| {
+        f.sh(
+            "/aios-guest race --file /mnt/t/race --size 1048576 --readers 3 --seconds 6 \
+             --seed 12 --blocks 8 --reopen",
+        )
+        .map(drop)
+    });
+    f.sh("echo 0 > /sys/kernel/debug/aios/lbio_fail_every")?;
+    let failed = failed?;
+    check(failed > 0, || "no read failed".to_owned())
+}
+
+/// A drive that does not answer in time is reset, and the read made again.
+pub(super) fn lost_commands_reset(f: &mut Fixture) -> Result<()> {
+    let knob = "/sys/module/nvme_core/parameters/io_timeout";
+    let usual = f.sh(&format!("cat {knob}"))?;
+    f.mount("aios", true, 0)?;
+    f.sh(&format!(
+        "cat /mnt/t/data >/dev/null; echo 1 > {knob}; \
+         echo 1 > /sys/class/nvme/nvme0/reset_controller"
+    ))?;
+    f.set_latency(4000)?;
+    let lost = f.lbio_during("timeout", |f| {
+        f.sh(
+            "(/aios-guest work randread --file /mnt/t/data --size 16777216 --bs 4096 --ops 2 \
+             --warmup 0 --seed 5 >/dev/null; echo $? > /tmp/lost) >/dev/null 2>&1 & sleep 3",
+        )
+        .map(drop)
+    });
+    f.set_latency(0)?;
+    let ended = f.sh(&format!(
+        "for i in $(seq 300); do [ -s /tmp/lost ] && break; sleep 0.1; done; \
+         echo {} > {knob}; echo 1 > /sys/class/nvme/nvme0/reset_controller; \
+         cat /tmp/lost; rm /tmp/lost",
+        usual.trim()
+    ))?;
+    let lost = lost?;
+    check(lost > 0 && ended.trim() == "0", || {
+        format!("{lost} commands lost, the reader ended with {ended:?}")
+    })
+}
+
+/// What a CPU's queue holds, after much was read.
+pub(super) fn memory_is_bounded(f: &mut Fixture) -> Result<()> {
+    f.mount("aios", true, 100_000_000)?;
+    f.read(2000, "")?;
+    let text = f.sh("cat /sys/kernel/debug/aios/lbio_memory")?;
+    let totals: Vec<u64> = text
+        .lines()
+        .filter_map(|line| line.rsplit_once(" total ")?.1.trim().parse().ok())
+        .collect();
+    check(
+        !totals.is_empty() && totals.iter().all(|&total| total > 0 && total <= 512 << 10),
+        || format!("memory of the queues: {text:?}"),
+    )
+}
+
+pub(super) fn tracepoints(f: &mut Fixture) -> Result<()> {
+    f.mount("aios", true, 0)?;
+    f.sh("cat /mnt/t/data >/dev/null; mkdir -p /tmp/tracing; \
+          mountpoint -q /tmp/tracing || mount -t tracefs none /tmp/tracing; \
+          echo > /tmp/tracing/trace; echo 1 > /tmp/tracing/events/lbio/enable")?;
+    let read = f.read_at(20, "", 0);
+    let trace = f.sh("echo 0 > /tmp/tracing/events/lbio/enable; cat /tmp/tracing/trace")?;
+    read?;
+    let count = |what: &str| trace.matches(what).count();
+    let (submitted, completed) = (count("lbio_submit: "), count("lbio_complete: "));
+    check(submitted >= 18 && submitted == completed, || {
+        format!("20 reads: {submitted} submissions, {completed} completions traced")
+    })
+}
+
+/// Interrupts that are bound to a CPU go with it.
+pub(super) fn cpu_hotplug_under_load(f: &mut Fixture) -> Result<()> {
+    f.mount("aios", true, 0)?;
+    f.sh(
+        "/aios-guest race --file /mnt/t/race --size 1048576 --readers 3 --seconds 10 --seed 4 \
+         --reopen >/dev/null & pid=$!; \
+         for i in 1 2 3 4; do echo 0 > /sys/devices/system/cpu/cpu1/online; sleep 1; \
+             echo 1 > /sys/devices/system/cpu/cpu1/online; sleep 1; done; \
+         wait $pid",
+    )
+    .map(drop)
+}
+
+/// Readers see neither errors nor old data, and all of them come back.
+pub(super) fn reset_under_load(f: &mut Fixture) -> Result<()> {
+    f.mount("aios", true, 100_000_000)?;
+    let served = f.lbio_during("read", |f| {
+        f.sh(
+            "/aios-guest race --file /mnt/t/race --size 1048576 --readers 3 --seconds 15 \
+             --seed 6 --reopen >/dev/null & pid=$!; \
+             for i in 1 2 3 4 5; do sleep 1; \
+                 echo 1 > /sys/class/nvme/nvme0/reset_controller; done; \
+             wait $pid",
+        )
+        .map(drop)
+    })?;
+    check(served > 0, || "nothing read".to_owned())?;
+    serves_reads(f)
+}
+
+/// Readers get errors and come back; the drive can be found again.
+pub(super) fn removal_under_load(f: &mut Fixture) -> Result<()> {
+    f.mount("aios,errors=continue", true, 100_000_000)?;
+    f.sh("cat /mnt/t/data >/dev/null; \
+         dev=$(readlink -f /sys/class/nvme/nvme0/device); pids=; \
+         for seed in 1 2 3; do (while /aios-guest work randread --file /mnt/t/data \
+             --size 16777216 --bs 4096 --ops 2000 --warmup 0 --seed $seed \
+             >/dev/null 2>&1; do :; done) & pids=\"$pids $!\"; done; \
+         sleep 2; echo 1 > $dev/remove; for pid in $pids; do wait $pid || :; done; \
+         ! test -e /sys/block/nvme0n1; umount /mnt/t; \
+         echo 1 > /sys/bus/pci/rescan; \
+         for i in $(seq 100); do test -b /dev/nvme0n1 && break; sleep 0.1; done; \
+         test -b /dev/nvme0n1")?;
+    f.mount("aios", true, 100_000_000)?;
+    serves_reads(f)
+}
+
+fn number(text: &str) -> Result<u64> {
+    text.trim()
+        .parse()
+        .map_err(|_| Error::new(format!("not a number: {text:?}")))
+}
