@@ -365,11 +365,12 @@ bool lbio_read_miss(struct kiocb *iocb, struct address_space *mapping,
 {
 	struct inode *inode = mapping->host;
 	struct block_device *bdev = inode->i_sb->s_bdev;
+	/* All that is read of these is written before. */
+	struct lbio_extent extent __uninitialized;
 	const struct lbio_ns *ns;
-	struct lbio_extent extent;
+	struct lbio_io io __uninitialized;
 	struct request_queue *q;
 	enum lbio_event why;
-	struct lbio_io io;
 	unsigned int good;
 	unsigned int noio;
 	bool started;

@@ -186,21 +186,25 @@ pub unsafe extern "C" fn lbio_ring_submit(
     let Some(slot) = ring.slots.alloc() else {
         return i64::from(EBUSY.to_errno());
     };
-    let index = usize::from(slot);
-    // SAFETY: By the type invariant; there is a list for each slot. The device
-    // reads those of commands in flight, and this one is not yet.
-    let list = unsafe { &mut *ring.lists.add(index) };
-    let list_dma = ring.lists_dma + (index * size_of::<List>()) as u64;
-    let Ok(prp) = prp::build(dma, pages, list, list_dma) else {
+    let list = || {
+        let index = usize::from(slot);
+        // SAFETY: By the type invariant; there is a list for each slot. The
+        // device reads those of commands in flight, and this one is not yet.
+        let list = unsafe { &mut *ring.lists.add(index) };
+        let offset = (index * size_of::<List>()) as u64;
+        (list, ring.lists_dma.wrapping_add(offset))
+    };
+    let Ok(prp) = prp::build(dma, pages, list) else {
         ring.slots.release(slot);
         return i64::from(EINVAL.to_errno());
     };
     // SAFETY: By the caller's promise nobody else uses this half.
     let (at, tail) = unsafe { &mut *ring.submission.get() }.push();
     // SAFETY: By the type invariant; `at` is below `depth`, and the controller
-    // has fetched what was there, as there are fewer slots than entries.
+    // has fetched what was there, as there are fewer slots than entries. It does
+    // not look before the doorbell is written, which is none of this function's.
     unsafe {
-        ptr::write_volatile(
+        ptr::write(
             ring.sqes.add(usize::from(at)),
             Sqe::read(slot, nsid, slba, blocks, prp),
         );

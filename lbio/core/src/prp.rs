@@ -38,35 +38,54 @@ pub enum PrpError {
     Address(u64),
 }
 
-/// Describes `count` adjacent pages from bus address `first` on, with `list` as
-/// the command's list, which the controller finds at `list_address`.
+/// Describes `count` adjacent pages from bus address `first` on.
 ///
-/// The list is written only if there are more than two pages.
+/// `list` is asked only if there are more than two pages: for the command's list,
+/// which is written, and the bus address where the controller finds it.
 #[inline]
-pub fn build(first: u64, count: u32, list: &mut List, list_address: u64) -> Result<Prp, PrpError> {
+pub fn build<'a>(
+    first: u64,
+    count: u32,
+    list: impl FnOnce() -> (&'a mut List, u64),
+) -> Result<Prp, PrpError> {
+    if !first.is_multiple_of(PAGE_SIZE) {
+        return Err(PrpError::Address(first));
+    }
+    if count == 1 {
+        return Ok(Prp { first, second: 0 });
+    }
+    build_longer(first, count, list)
+}
+
+/// As [`build`]; apart, so that reads of one page do without.
+#[inline(never)]
+fn build_longer<'a>(
+    first: u64,
+    count: u32,
+    list: impl FnOnce() -> (&'a mut List, u64),
+) -> Result<Prp, PrpError> {
     const { assert!(MAX_PAGES as usize <= LIST_ENTRIES + 1) };
     if count == 0 || count > MAX_PAGES {
         return Err(PrpError::Count(count));
     }
-    let size = u64::from(count) * PAGE_SIZE;
-    if !first.is_multiple_of(PAGE_SIZE) || first.checked_add(size).is_none() {
+    let size = u64::from(count).wrapping_mul(PAGE_SIZE);
+    if first.checked_add(size).is_none() {
         return Err(PrpError::Address(first));
     }
     // Page `n` of the read; below the end that was checked.
     let page = |n: u64| first.wrapping_add(n.wrapping_mul(PAGE_SIZE));
-    let second = match count {
-        1 => 0,
-        2 => page(1),
-        _ => {
-            if !list_address.is_multiple_of(size_of::<List>() as u64) {
-                return Err(PrpError::Address(list_address));
-            }
-            for (n, entry) in (1..u64::from(count)).zip(&mut list.0) {
-                *entry = page(n).to_le();
-            }
-            list_address
-        }
-    };
+    if count == 2 {
+        let second = page(1);
+        return Ok(Prp { first, second });
+    }
+    let (list, address) = list();
+    if !address.is_multiple_of(size_of::<List>() as u64) {
+        return Err(PrpError::Address(address));
+    }
+    for (n, entry) in (1..u64::from(count)).zip(&mut list.0) {
+        *entry = page(n).to_le();
+    }
+    let second = address;
     Ok(Prp { first, second })
 }
 
@@ -95,7 +114,7 @@ mod tests {
         ) {
             let first = frame * PAGE_SIZE;
             let mut list = List::default();
-            let prp = build(first, count, &mut list, at * 64).unwrap();
+            let prp = build(first, count, || (&mut list, at * 64)).unwrap();
             let want: Vec<u64> = (0..u64::from(count)).map(|n| first + n * PAGE_SIZE).collect();
             prop_assert_eq!(walk(prp, count as usize, &list), want);
             if count > 2 {
@@ -109,7 +128,7 @@ mod tests {
         #[test]
         fn test_build_offsets_are_refused(frame in 0u64..1 << 40, offset in 1u64..PAGE_SIZE) {
             let first = frame * PAGE_SIZE + offset;
-            let built = build(first, 1, &mut List::default(), 0);
+            let built = build(first, 1, || unreachable!());
             prop_assert_eq!(built, Err(PrpError::Address(first)));
         }
     }
@@ -117,7 +136,7 @@ mod tests {
     #[test]
     fn test_build_none_and_too_many_are_refused() {
         for count in [0, MAX_PAGES + 1, u32::MAX] {
-            let built = build(0, count, &mut List::default(), 0);
+            let built = build(0, count, || unreachable!());
             assert_eq!(built, Err(PrpError::Count(count)));
         }
     }
@@ -125,14 +144,15 @@ mod tests {
     #[test]
     fn test_build_last_page_of_the_bus_is_refused() {
         let first = u64::MAX - (PAGE_SIZE - 1);
-        let built = build(first, 2, &mut List::default(), 0);
+        let built = build(first, 2, || unreachable!());
         assert_eq!(built, Err(PrpError::Address(first)));
     }
 
     #[test]
     fn test_build_unaligned_list_is_refused_only_if_used() {
-        assert!(build(PAGE_SIZE, 2, &mut List::default(), 12).is_ok());
-        let built = build(PAGE_SIZE, 3, &mut List::default(), 12);
+        assert!(build(PAGE_SIZE, 2, || unreachable!()).is_ok());
+        let mut list = List::default();
+        let built = build(PAGE_SIZE, 3, || (&mut list, 12));
         assert_eq!(built, Err(PrpError::Address(12)));
     }
 }
