@@ -37,6 +37,7 @@ use crate::setup::{
     Need, //
 };
 use crate::stack::Stack;
+use aios_disk::power::PowerCut;
 use aios_guest::protocol::Shell;
 use std::io::{
     IsTerminal,
@@ -114,6 +115,14 @@ pub(crate) struct Args {
     /// Whether the guest takes the drives' write cache for volatile.
     #[arg(long, value_enum, default_value = "on")]
     write_cache: Switch,
+    /// Cut the drives' power at this command that changes anything (write, flush,
+    /// trim, write zeroes), counted from 1 for each drive: what is not durable is
+    /// lost in part, and the drive is gone.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    cut_at: Option<u64>,
+    /// Chooses what survives the power cut.
+    #[arg(long, value_name = "SEED", default_value_t = 1, requires = "cut_at")]
+    cut_seed: u64,
     /// More kernel command line; may be repeated.
     #[arg(long, value_name = "WORDS", allow_hyphen_values = true)]
     append: Vec<String>,
@@ -160,16 +169,23 @@ pub(crate) fn run(ctx: &Context, args: &Args) -> Result<u8> {
     let fresh = Fresh::new(ctx, args.drive_size)?;
     let mut servers = Vec::new();
     for image in images(args, &fresh) {
+        let cut = args.cut_at.map(|at| PowerCut {
+            at,
+            seed: args.cut_seed,
+            block: args.lba,
+        });
         let backend = match (&speed, image.to_str()) {
             (speed, Some("null")) => Backend::Null {
                 size: args.drive_size,
                 latency_ns: speed.as_ref().map_or(0, |(read, _)| read.at(50.0)),
             },
-            (None, _) => Backend::File(image),
-            (Some((read, write)), _) => {
+            (None, _) if cut.is_none() => Backend::File(image),
+            (speed, _) => {
                 let name = format!("drive{}", servers.len());
-                let mut server = Server::start(ctx, &image, sockets.path(), &name, true)?;
-                server.set_latency(read, write)?;
+                let mut server = Server::start_with(ctx, &image, sockets.path(), &name, true, cut)?;
+                if let Some((read, write)) = speed {
+                    server.set_latency(read, write)?;
+                }
                 let socket = server.socket();
                 servers.push(server);
                 Backend::Nbd(socket)

@@ -5,11 +5,13 @@
 use crate::error::Result;
 use crate::latency::Latency;
 use crate::measure;
+use crate::power::PowerCut;
 use crate::server::{
     self,
     Disk,
     Options, //
 };
+use clap::builder::TypedValueParser as _;
 use std::io::Read as _;
 use std::path::PathBuf;
 use std::process;
@@ -53,6 +55,18 @@ pub struct ServeArgs {
     #[arg(long, value_name = "US", default_value_t = micros(server::DEFAULT_SPIN),
         value_parser = clap::value_parser!(u64).range(..=1000))]
     spin: u64,
+    /// Have a volatile write cache and cut the power at this command that
+    /// changes anything, counted from 1.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    cut_at: Option<u64>,
+    /// Chooses what survives the power cut.
+    #[arg(long, value_name = "SEED", default_value_t = 1)]
+    cut_seed: u64,
+    /// Logical block in bytes, the unit that is never torn.
+    #[arg(long, value_name = "BYTES", default_value_t = 512,
+        value_parser = clap::builder::PossibleValuesParser::new(["512", "4096"])
+            .map(|text| if text == "4096" { 4096_u32 } else { 512 }))]
+    cut_block: u32,
     /// End when standard input does: with the program that started it.
     #[arg(long)]
     until_stdin_closes: bool,
@@ -80,6 +94,11 @@ fn serve(args: ServeArgs) -> Result<u8> {
         write: args.write_latency,
         seed: args.seed,
         spin: Duration::from_micros(args.spin),
+        cut: args.cut_at.map(|at| PowerCut {
+            at,
+            seed: args.cut_seed,
+            block: args.cut_block,
+        }),
     })?;
     if args.until_stdin_closes {
         let handle = disk.handle();

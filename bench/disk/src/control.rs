@@ -10,6 +10,8 @@
 //! < {"ok":true,"counters":{"reads":12,…}}
 //! > {"cmd":"log-start","path":"/tmp/writes.log"}
 //! < {"ok":true}
+//! > {"cmd":"load","path":"/tmp/other.img"}
+//! < {"ok":true}
 //! > {"cmd":"log-stop"}
 //! < {"ok":true,"records":42}
 //! > nonsense
@@ -30,6 +32,7 @@ use serde::{
     Deserialize,
     Serialize, //
 };
+use std::fs;
 use std::io::{
     self,
     BufRead,
@@ -78,6 +81,8 @@ enum Command {
     Counters,
     /// Begin a write log in a new file.
     LogStart { path: PathBuf },
+    /// Hold what the file `path` does, from the next request on.
+    Load { path: PathBuf },
     /// End the write log and tell how many records it holds.
     LogStop,
 }
@@ -166,6 +171,16 @@ fn obey(command: Command, shared: &Shared) -> Result<Answer> {
             }
             settings.log = Some(Ok(Writer::create(&path, shared.size)?));
         }
+        Command::Load { path } => {
+            let bytes = fs::read(&path).at("read", &path)?;
+            if bytes.len() as u64 != shared.size {
+                return Err(Error::Image {
+                    path,
+                    reason: "it is not as large as the drive",
+                });
+            }
+            shared.settings().load = Some(bytes);
+        }
         Command::LogStop => {
             // Taken first: the disk's time must not be the drive's.
             let log = shared.settings().log.take();
@@ -228,6 +243,16 @@ impl Control {
     /// Begins a write log in the new file `path`, as the server sees it.
     pub fn start_log(&mut self, path: &Path) -> Result<()> {
         self.ask(&Command::LogStart {
+            path: path.to_path_buf(),
+        })
+        .map(drop)
+    }
+
+    /// Makes the drive hold what the file `path` (as the server sees it, and as
+    /// large as the drive) does, from the next request on. The client must have
+    /// nothing of the old contents in mind.
+    pub fn load(&mut self, path: &Path) -> Result<()> {
+        self.ask(&Command::Load {
             path: path.to_path_buf(),
         })
         .map(drop)

@@ -149,6 +149,16 @@ impl Image {
         }
     }
 
+    /// Makes `bytes`, as many as the drive has, its contents. Pages that hold
+    /// them already are not touched.
+    pub fn replace(&mut self, bytes: &[u8]) {
+        for (page, new) in self.map.chunks_mut(PAGE).zip(bytes.chunks(PAGE)) {
+            if page.len() == new.len() && page != new {
+                page.copy_from_slice(new);
+            }
+        }
+    }
+
     /// Writes a kept image back to its file; nothing to do for a private one.
     pub fn sync(&self) -> Result<()> {
         if self.keep {

@@ -14,6 +14,7 @@
 //! - [`latency`]: fixed or by percentiles, drawn with a seeded generator;
 //! - [`server`]: one NBD client at a time, requests pipelined;
 //! - [`control`]: JSON lines to change the latency, read counters, log writes;
+//! - [`power`]: a volatile cache, and cutting the power;
 //! - [`write_log`]: what was written, in order of completion;
 //! - [`client`] and [`measure`]: a small NBD client, and the server's own cost,
 //!   told by `cargo run --release -p aios-disk -- measure --image FILE`.
@@ -28,6 +29,7 @@ mod handshake;
 pub mod image;
 pub mod latency;
 pub mod measure;
+pub mod power;
 pub mod server;
 mod session;
 pub mod wire;

@@ -16,7 +16,8 @@
 //! With a private image there is no medium to flush to. With a kept one the
 //! file's page cache is the medium: FLUSH and FUA are durable against the end
 //! of this process, not of the host, and do not wait for its disk; the image
-//! is written back when a client leaves.
+//! is written back when a client leaves. With [`Options::cut`] what is not
+//! durable is lost when the power is cut; see [`crate::power`].
 
 use crate::clock;
 use crate::control;
@@ -33,6 +34,10 @@ use crate::image::Image;
 use crate::latency::{
     Latency,
     Sampler, //
+};
+use crate::power::{
+    Cache,
+    PowerCut, //
 };
 use crate::session::Session;
 use crate::write_log::Writer;
@@ -82,6 +87,9 @@ pub struct Options {
     /// How long before a deadline to stop sleeping and watch the clock, at
     /// most; see [`DEFAULT_SPIN`].
     pub spin: Duration,
+    /// Whether there is a volatile write cache, and when the power is cut; the
+    /// drive comes back with the next client.
+    pub cut: Option<PowerCut>,
 }
 
 impl Options {
@@ -96,6 +104,7 @@ impl Options {
             write: Latency::default(),
             seed: 1,
             spin: DEFAULT_SPIN,
+            cut: None,
         }
     }
 }
@@ -127,6 +136,8 @@ pub(crate) struct Settings {
     seed: u64,
     /// The log being written, or why it broke off.
     pub(crate) log: Option<Result<Writer>>,
+    /// What the drive is to hold from the next request on.
+    pub(crate) load: Option<Vec<u8>>,
 }
 
 impl Settings {
@@ -155,6 +166,7 @@ pub struct Disk {
     socket: PathBuf,
     shared: Arc<Shared>,
     spin_ns: u64,
+    cache: Option<Cache>,
 }
 
 impl Disk {
@@ -170,6 +182,7 @@ impl Disk {
             write: Sampler::new(Latency::default(), 0),
             seed: options.seed,
             log: None,
+            load: None,
         };
         settings.set_latency(options.read.clone(), options.write.clone(), None);
         let shared = Arc::new(Shared {
@@ -188,6 +201,7 @@ impl Disk {
             socket: options.socket.clone(),
             shared,
             spin_ns: nanoseconds(options.spin),
+            cache: options.cut.map(Cache::new),
         })
     }
 
@@ -220,7 +234,14 @@ impl Disk {
             return Ok(());
         }
         stream.set_read_timeout(None)?;
-        Session::new(stream, &mut self.image, &self.shared, self.spin_ns).run()
+        Session::new(
+            stream,
+            &mut self.image,
+            &mut self.cache,
+            &self.shared,
+            self.spin_ns,
+        )
+        .run()
     }
 }
 

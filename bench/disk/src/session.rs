@@ -5,6 +5,7 @@
 use crate::clock;
 use crate::handshake::violation;
 use crate::image::Image;
+use crate::power::Cache;
 use crate::server::Shared;
 use crate::wire::{
     self,
@@ -40,6 +41,8 @@ const MAX_HELD: usize = 64 << 20;
 pub(crate) struct Session<'a> {
     stream: &'a UnixStream,
     image: &'a mut Image,
+    /// Until the power is cut.
+    cache: &'a mut Option<Cache>,
     shared: &'a Shared,
     spin_ns: u64,
     input: Input,
@@ -131,12 +134,14 @@ impl<'a> Session<'a> {
     pub(crate) fn new(
         stream: &'a UnixStream,
         image: &'a mut Image,
+        cache: &'a mut Option<Cache>,
         shared: &'a Shared,
         spin_ns: u64,
     ) -> Self {
         Self {
             stream,
             image,
+            cache,
             shared,
             spin_ns,
             input: Input::new(),
@@ -222,6 +227,9 @@ impl<'a> Session<'a> {
             });
         }
         let mut settings = self.shared.settings();
+        if let Some(bytes) = settings.load.take() {
+            self.image.replace(&bytes);
+        }
         let latency = if request.command == wire::CMD_READ {
             settings.read.sample()
         } else {
@@ -229,7 +237,7 @@ impl<'a> Session<'a> {
         };
         let payload = if !is_write {
             Payload::None
-        } else if latency == 0 && settings.log.is_none() {
+        } else if latency == 0 && settings.log.is_none() && self.cache.is_none() {
             Payload::Direct
         } else {
             // Zeroed by the allocator only when touched: a header alone does
@@ -282,7 +290,7 @@ impl<'a> Session<'a> {
             Payload::Direct | Payload::None => None,
         };
         let pending = Pending {
-            due: self.received_at.saturating_add(incoming.latency),
+            due: self.received_at + incoming.latency,
             latency: incoming.latency,
             order: self.admitted,
             request: incoming.request,
@@ -323,6 +331,11 @@ impl<'a> Session<'a> {
         let counters = &self.shared.counters;
         let mut data = &[][..];
         if *error == wire::OK {
+            if request.command != wire::CMD_READ
+                && self.cache.as_mut().is_some_and(Cache::counts_down)
+            {
+                return Err(self.cut_power(pending));
+            }
             self.carry_out(pending);
             let (counter, bytes) = match request.command {
                 wire::CMD_READ => (&counters.reads, Some(&counters.read_bytes)),
@@ -355,8 +368,47 @@ impl<'a> Session<'a> {
         Ok(())
     }
 
+    /// Cuts the power instead of carrying out `last`.
+    fn cut_power(&mut self, last: &Pending) -> io::Error {
+        let mut under_way: Vec<&Pending> = self.pending.iter().map(|Reverse(it)| it).collect();
+        under_way.push(last);
+        under_way.sort_by_key(|pending| pending.due - pending.latency);
+        let writes = under_way.into_iter().filter_map(|pending| {
+            let good = pending.error == wire::OK;
+            let data = pending.data.as_deref().filter(|_| good)?;
+            Some((pending.request.offset, data))
+        });
+        if let Some(mut cache) = self.cache.take() {
+            cache.cut(self.image, writes);
+        }
+        io::Error::other("the power was cut")
+    }
+
+    /// Notes in the cache what a good request changes.
+    fn remember(&mut self, pending: &Pending) {
+        let Some(cache) = self.cache.as_mut() else {
+            return;
+        };
+        let request = &pending.request;
+        let range = (request.offset, request.length);
+        let durable = request.flags & wire::CMD_FLAG_FUA != 0;
+        match request.command {
+            wire::CMD_WRITE => {
+                if let Some(data) = &pending.data {
+                    cache.write(self.image, range, Some(data), durable);
+                }
+            }
+            wire::CMD_TRIM | wire::CMD_WRITE_ZEROES => {
+                cache.write(self.image, range, None, durable);
+            }
+            wire::CMD_FLUSH => cache.flush(pending.due - pending.latency),
+            _ => {}
+        }
+    }
+
     /// Changes the image as a good request says, and logs that.
     fn carry_out(&mut self, pending: &Pending) {
+        self.remember(pending);
         let Request {
             flags,
             command,
@@ -395,7 +447,9 @@ impl<'a> Session<'a> {
                 (None, _) => &[],
             };
             let fua = flags & wire::CMD_FLAG_FUA != 0;
-            if let Err(error) = writer.append(kind, fua, range, clock::now(), data) {
+            let received = pending.due - pending.latency;
+            let times = (received, clock::now());
+            if let Err(error) = writer.append(kind, fua, range, times, data) {
                 // Told when the log is stopped.
                 *log = Err(error);
             }

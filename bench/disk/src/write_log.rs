@@ -2,14 +2,14 @@
 //! The write log: every write, flush, trim and write-zeroes in the order of
 //! completion, for replaying what a power cut could have left behind.
 //!
-//! # Format, version 1
+//! # Format, version 2
 //!
 //! All numbers are little-endian.
 //!
 //! | header | |
 //! |---|---|
 //! | 8 bytes | `AIOSWLOG` |
-//! | u32 | version, 1 |
+//! | u32 | version, 2 |
 //! | u32 | reserved, 0 |
 //! | u64 | size of the drive in bytes |
 //!
@@ -22,6 +22,7 @@
 //! | u16 | reserved, 0 |
 //! | u32 | length in bytes; 0 for a flush |
 //! | u64 | offset in bytes; 0 for a flush |
+//! | u64 | time when it was received in full, CLOCK_MONOTONIC in ns |
 //! | u64 | time of completion, CLOCK_MONOTONIC in ns |
 //! | length bytes | the data; writes only |
 //!
@@ -30,6 +31,10 @@
 //!
 //! A record is written before its request is answered: whatever the client has
 //! seen completed is in the log. A request that was never answered is not.
+//!
+//! Both times come from the one thread that serves. Only what was completed
+//! before a flush was received is sure to be covered by it: what was under way
+//! together may be carried out in any order.
 
 use crate::error::{
     Error,
@@ -51,9 +56,9 @@ use std::path::{
 };
 
 const MAGIC: [u8; 8] = *b"AIOSWLOG";
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 const HEADER_LEN: usize = 24;
-const RECORD_LEN: usize = 24;
+const RECORD_LEN: usize = 32;
 const KIND_END: u8 = 255;
 const FLAG_FUA: u8 = 1;
 
@@ -98,8 +103,10 @@ pub struct Record {
     pub offset: u64,
     /// Number of bytes; 0 for a flush.
     pub length: u32,
+    /// When it was received in full, CLOCK_MONOTONIC in ns.
+    pub received_ns: u64,
     /// When it completed, CLOCK_MONOTONIC in ns.
-    pub time_ns: u64,
+    pub completed_ns: u64,
     /// What was written; empty for all but writes.
     pub data: Vec<u8>,
 }
@@ -136,17 +143,19 @@ impl Writer {
         Ok(writer)
     }
 
-    /// Adds a record; `data` is empty for all but writes.
+    /// Adds a record of what was received and completed at the given times;
+    /// `data` is empty for all but writes.
     pub fn append(
         &mut self,
         kind: Kind,
         fua: bool,
         (offset, length): (u64, u32),
-        time_ns: u64,
+        (received_ns, completed_ns): (u64, u64),
         data: &[u8],
     ) -> Result<()> {
         let flags = if fua { FLAG_FUA } else { 0 };
-        self.put(kind.code(), flags, (offset, length), time_ns, data)?;
+        let times = (received_ns, completed_ns);
+        self.put(kind.code(), flags, (offset, length), times, data)?;
         self.records += 1;
         Ok(())
     }
@@ -154,7 +163,7 @@ impl Writer {
     /// Ends the log and waits until it is on disk; returns how many records
     /// it holds.
     pub fn finish(mut self, time_ns: u64) -> Result<u64> {
-        self.put(KIND_END, 0, (self.records, 0), time_ns, &[])?;
+        self.put(KIND_END, 0, (self.records, 0), (time_ns, time_ns), &[])?;
         self.file.flush().at("write the write log", &self.path)?;
         let file = self.file.get_ref();
         file.sync_all().at("write the write log", &self.path)?;
@@ -166,7 +175,7 @@ impl Writer {
         kind: u8,
         flags: u8,
         (offset, length): (u64, u32),
-        time_ns: u64,
+        (received_ns, completed_ns): (u64, u64),
         data: &[u8],
     ) -> Result<()> {
         let mut record = [0; RECORD_LEN];
@@ -174,7 +183,8 @@ impl Writer {
         record[1] = flags;
         record[4..8].copy_from_slice(&length.to_le_bytes());
         record[8..16].copy_from_slice(&offset.to_le_bytes());
-        record[16..].copy_from_slice(&time_ns.to_le_bytes());
+        record[16..24].copy_from_slice(&received_ns.to_le_bytes());
+        record[24..].copy_from_slice(&completed_ns.to_le_bytes());
         self.file
             .write_all(&record)
             .and_then(|()| self.file.write_all(data))
@@ -261,7 +271,8 @@ impl<R: Read> Reader<R> {
             fua: head[1] & FLAG_FUA != 0,
             offset,
             length,
-            time_ns: u64::from_le_bytes(array(&head, 16)),
+            received_ns: u64::from_le_bytes(array(&head, 16)),
+            completed_ns: u64::from_le_bytes(array(&head, 24)),
             data,
         }))
     }
@@ -281,7 +292,7 @@ impl<R: Read> Iterator for Reader<R> {
 }
 
 /// `N` bytes of a header at `start`; both are constants inside it.
-fn array<const N: usize>(bytes: &[u8; HEADER_LEN], start: usize) -> [u8; N] {
+fn array<const N: usize>(bytes: &[u8], start: usize) -> [u8; N] {
     std::array::from_fn(|i| bytes[start + i])
 }
 
@@ -303,7 +314,8 @@ mod tests {
             fua: kind == Kind::Write,
             offset,
             length,
-            time_ns: offset + 5,
+            received_ns: offset + 5,
+            completed_ns: offset + 9,
             data: data.to_vec(),
         }
     }
@@ -315,7 +327,13 @@ mod tests {
         let mut writer = Writer::create(&path, 1 << 20).unwrap();
         for r in records {
             writer
-                .append(r.kind, r.fua, (r.offset, r.length), r.time_ns, &r.data)
+                .append(
+                    r.kind,
+                    r.fua,
+                    (r.offset, r.length),
+                    (r.received_ns, r.completed_ns),
+                    &r.data,
+                )
                 .unwrap();
         }
         assert_eq!(writer.finish(99).unwrap(), records.len() as u64);
@@ -356,9 +374,9 @@ mod tests {
     fn test_reader_bad_header_returns_error() {
         let mut bytes = log_of(&[]);
         assert!(Reader::new(&bytes[..10]).is_err());
-        bytes[8] = 2;
+        bytes[8] = 1;
         let error = Reader::new(&bytes[..]).unwrap_err();
-        assert!(error.to_string().contains("version 2"), "{error}");
+        assert!(error.to_string().contains("version 1"), "{error}");
         bytes[0] = b'X';
         assert!(Reader::new(&bytes[..]).is_err());
     }

@@ -18,6 +18,7 @@ use crate::error::{
 };
 use crate::process::Tool;
 use aios_disk::control::Control;
+use aios_disk::power::PowerCut;
 use std::fs::{
     self,
     File, //
@@ -70,6 +71,18 @@ impl Server {
         name: &str,
         keep: bool,
     ) -> Result<Self> {
+        Self::start_with(ctx, image, dir, name, keep, None)
+    }
+
+    /// As [`Server::start`], with a volatile write cache and a power cut.
+    pub(crate) fn start_with(
+        ctx: &Context,
+        image: &Path,
+        dir: &Path,
+        name: &str,
+        keep: bool,
+        cut: Option<PowerCut>,
+    ) -> Result<Self> {
         let socket = dir.join(format!("{name}.nbd"));
         let control = dir.join(format!("{name}.control"));
         if control.as_os_str().len() > MAX_SOCKET_PATH {
@@ -90,6 +103,12 @@ impl Server {
             .arg(&control);
         if keep {
             tool = tool.arg("--keep");
+        }
+        if let Some(cut) = cut {
+            tool = tool
+                .args(["--cut-at", &cut.at.to_string()])
+                .args(["--cut-seed", &cut.seed.to_string()])
+                .args(["--cut-block", &cut.block.to_string()]);
         }
         let running = if ctx.dry_run {
             println!("{}", tool.line());
@@ -113,6 +132,31 @@ impl Server {
     pub(crate) fn set_latency(&mut self, read: &Latency, write: &Latency) -> Result<()> {
         match &mut self.running {
             Some(running) => running.control.set_latency(read, write, None).map_err(ours),
+            None => Ok(()),
+        }
+    }
+
+    /// Makes the drive hold what the file `path` does, from the next command on.
+    /// The guest must not have it mounted.
+    pub(crate) fn load(&mut self, path: &Path) -> Result<()> {
+        match &mut self.running {
+            Some(running) => running.control.load(path).map_err(ours),
+            None => Ok(()),
+        }
+    }
+
+    /// Begins to log in `path`, which must not exist, what changes the drive.
+    pub(crate) fn start_log(&mut self, path: &Path) -> Result<()> {
+        match &mut self.running {
+            Some(running) => running.control.start_log(path).map_err(ours),
+            None => Ok(()),
+        }
+    }
+
+    /// Ends the log and waits until it is on disk.
+    pub(crate) fn stop_log(&mut self) -> Result<()> {
+        match &mut self.running {
+            Some(running) => running.control.stop_log().map(drop).map_err(ours),
             None => Ok(()),
         }
     }

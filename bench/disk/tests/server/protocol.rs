@@ -6,6 +6,7 @@ use crate::drive::{
     SIZE, //
 };
 use aios_disk::Latency;
+use aios_disk::power::PowerCut;
 use aios_disk::server::{
     Disk,
     Options, //
@@ -23,7 +24,8 @@ use aios_disk::wire::{
 };
 use aios_disk::write_log::{
     Kind,
-    Reader, //
+    Reader,
+    Record, //
 };
 use std::io::{
     BufRead,
@@ -385,7 +387,29 @@ fn test_write_log_holds_all_changes_in_order() {
             (Kind::WriteZeroes, false, 8192, 512, None),
         ]
     );
-    assert!(records.is_sorted_by_key(|record| record.time_ns));
+    assert!(records.is_sorted_by_key(|record| record.completed_ns));
+    let took = |record: &Record| record.completed_ns - record.received_ns;
+    assert!(records[2..].iter().all(|record| took(record) >= 100_000));
+}
+
+#[test]
+fn test_load_changes_the_contents_from_the_next_request_on() {
+    let mut drive = Drive::new();
+    let mut client = drive.client();
+    let other = drive.dir.path().join("other");
+    client.write(512, &[2; 512]).unwrap();
+    std::fs::write(&other, vec![9; SIZE as usize]).unwrap();
+    drive.control.load(&other).unwrap();
+    let mut bytes = [0; 1024];
+    client.read(0, &mut bytes).unwrap();
+    assert_eq!(bytes, [9; 1024]);
+    client.write(0, &[3; 512]).unwrap();
+    client.read(0, &mut bytes).unwrap();
+    assert_eq!(bytes[511..513], [3, 9]);
+
+    std::fs::write(&other, [9; 512]).unwrap();
+    let error = drive.control.load(&other).unwrap_err();
+    assert!(error.to_string().contains("as large as"), "{error}");
 }
 
 #[test]
@@ -472,4 +496,45 @@ fn test_bind_replaces_dead_socket_but_not_a_live_one() {
     // Nothing but a socket is ever replaced.
     options.socket = drive.image.clone();
     assert!(Disk::bind(&options).is_err());
+}
+
+#[test]
+fn test_power_cut_keeps_what_was_flushed_and_drops_the_client() {
+    let mut lost = 0;
+    for seed in 0..8 {
+        let drive = Drive::with(|options| {
+            options.keep = true;
+            options.cut = Some(PowerCut {
+                at: 6,
+                seed,
+                block: 512,
+            });
+        });
+        let mut client = drive.client();
+        client.write(0, &[1; 4096]).unwrap();
+        client.command(CMD_FLUSH, 0, 0).unwrap();
+        client
+            .send(CMD_WRITE, CMD_FLAG_FUA, 4096, 512, &[2; 512])
+            .unwrap();
+        client.reply().unwrap();
+        client.write(8192, &[3; 4096]).unwrap();
+        let mut bytes = [0; 4096];
+        client.read(8192, &mut bytes).unwrap();
+        assert_eq!(bytes, [3; 4096], "the cache is read from");
+        client.write(16384, &[4; 4096]).unwrap();
+        assert!(client.write(65536, &[5; 512]).is_err(), "the power is off");
+
+        // It is on again, with what survived.
+        let mut client = drive.client();
+        client.read(0, &mut bytes).unwrap();
+        assert_eq!(bytes, [1; 4096]);
+        client.read(4096, &mut bytes[..512]).unwrap();
+        assert_eq!(bytes[..512], [2; 512]);
+        client.read(8192, &mut bytes).unwrap();
+        assert!(bytes.chunks(512).all(|s| s == [3; 512] || s == [7; 512]));
+        lost += u32::from(bytes != [3; 4096]);
+        client.write(65536, &[5; 512]).unwrap();
+        assert_eq!(std::fs::read(&drive.image).unwrap()[..4096], [1; 4096]);
+    }
+    assert!((1..8).contains(&lost), "{lost}");
 }
