@@ -9,6 +9,7 @@ mod agent;
 mod init;
 mod sys;
 
+use aios_guest::crash::Crash;
 use aios_guest::race::Race;
 use aios_guest::work::Work;
 use clap::{
@@ -33,6 +34,8 @@ enum Command {
     Work(Work),
     /// Let readers race with writers, and check that none sees stale data.
     Race(Race),
+    /// Carry out a plan of the crash explorer.
+    Crash(Crash),
 }
 
 /// What a command that went well prints: one line of JSON.
@@ -48,6 +51,7 @@ fn main() -> ExitCode {
     let printed = match Cli::parse().command {
         Command::Work(work) => report(work.run()),
         Command::Race(race) => report(race.run()),
+        Command::Crash(crash) => report(crash.run()),
     };
     match printed {
         Ok(line) => {
