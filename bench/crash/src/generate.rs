@@ -1,0 +1,263 @@
+// SPDX-License-Identifier: MIT
+//! Workloads: first every operation by itself before every kind of sync, then
+//! random sequences.
+
+use aios_guest::crash::{
+    Op,
+    Plan,
+    Range, //
+};
+use fastrand::Rng;
+use std::collections::BTreeMap;
+
+/// Size of a block of the file system, bytes.
+const BLOCK: u32 = 4096;
+/// Files grow to this size, bytes.
+const MAX_SIZE: u32 = 16 * BLOCK;
+/// Folders that the file system is made with: threads of a plan at most.
+pub const MAX_THREADS: usize = 3;
+
+/// Plan number `number` of a run that was given `seed`: the first three are
+/// systematic, the others random.
+pub fn plan(seed: u64, number: u64) -> Plan {
+    let mut rng = Rng::with_seed(seed ^ number.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+    let seed = rng.u64(..);
+    let threads = match number {
+        0 => vec![singles(Op::Fsync)],
+        1 => vec![singles(Op::Fdatasync)],
+        2 => vec![singles(|_| Op::Sync)],
+        _ => {
+            let threads = [1, 1, 2, MAX_THREADS][rng.usize(..4)];
+            // Two to eight names in all.
+            let names = rng.u8(2..=8).div_ceil(threads as u8).max(2);
+            let length = rng.usize(8..=36) / threads + 4;
+            (0..threads)
+                .map(|_| Sequence::random(&mut rng, names, length))
+                .collect()
+        }
+    };
+    Plan { seed, threads }
+}
+
+/// Each operation by itself on files that are durable, then a sync of what it
+/// changed.
+fn singles(sync: impl Fn(u8) -> Op) -> Vec<Op> {
+    let range = |offset, length| Range { offset, length };
+    let cases: [&[Op]; 11] = [
+        &[Op::Write(0, range(0, BLOCK))],
+        &[Op::Write(0, range(3 * BLOCK, 2 * BLOCK))],
+        &[Op::Write(0, range(6 * BLOCK + 100, 50))],
+        &[Op::Allocate(0, range(2 * BLOCK, 4 * BLOCK), false)],
+        &[Op::Allocate(0, range(2 * BLOCK, 4 * BLOCK), true)],
+        &[Op::Punch(0, range(BLOCK, BLOCK))],
+        &[Op::Truncate(0, BLOCK + 10)],
+        &[Op::Truncate(0, 5 * BLOCK)],
+        &[Op::Link(0, 2)],
+        &[Op::Rename(1, 0), Op::Create(1)],
+        &[Op::Rename(0, 3), Op::Unlink(1), Op::Rename(3, 0)],
+    ];
+    let mut ops = Vec::new();
+    for case in cases {
+        ops.extend([Op::Create(0), Op::Write(0, range(0, 3 * BLOCK))]);
+        ops.extend([Op::Create(1), Op::Write(1, range(0, 700)), Op::Sync]);
+        ops.extend(case);
+        ops.push(sync(0));
+        // What is left goes, so that the next case begins as this one did.
+        let left: &[u8] = match case {
+            [Op::Link(..)] => &[0, 1, 2],
+            [.., Op::Unlink(_), _] => &[0],
+            _ => &[0, 1],
+        };
+        ops.extend(left.iter().map(|&name| Op::Unlink(name)));
+    }
+    ops.extend([
+        Op::Create(0),
+        Op::Write(0, range(0, 2 * BLOCK)),
+        Op::Store(0, range(BLOCK - 8, 16)),
+    ]);
+    ops
+}
+
+/// A random sequence in the making.
+struct Sequence<'a> {
+    rng: &'a mut Rng,
+    names: u8,
+    /// File behind each name.
+    files: BTreeMap<u8, usize>,
+    /// Size of each file.
+    sizes: Vec<u32>,
+    ops: Vec<Op>,
+}
+
+impl<'a> Sequence<'a> {
+    fn random(rng: &'a mut Rng, names: u8, length: usize) -> Vec<Op> {
+        let mut sequence = Self {
+            rng,
+            names,
+            files: BTreeMap::new(),
+            sizes: Vec::new(),
+            ops: Vec::new(),
+        };
+        while sequence.ops.len() < length {
+            sequence.step();
+        }
+        sequence.ops
+    }
+
+    fn step(&mut self) {
+        let free = (0..self.names).find(|name| !self.files.contains_key(name));
+        let taken: Vec<u8> = self.files.keys().copied().collect();
+        let Some(&name) = self.rng.choice(&taken) else {
+            return self.create(0);
+        };
+        let file = self.files[&name];
+        let size = self.sizes[file];
+        match self.rng.u8(..100) {
+            0..8 => {
+                if let Some(free) = free {
+                    self.create(free);
+                }
+            }
+            8..24 => {
+                let range = self.range(size);
+                self.write(name, file, range);
+            }
+            24..40 => {
+                let length = self.length();
+                self.write(
+                    name,
+                    file,
+                    Range {
+                        offset: size,
+                        length,
+                    },
+                );
+            }
+            40..46 => {
+                let (range, keep) = (self.range(MAX_SIZE), self.rng.bool());
+                let end = range.offset + range.length;
+                if end <= MAX_SIZE {
+                    self.ops.push(Op::Allocate(name, range, keep));
+                    if !keep {
+                        self.sizes[file] = size.max(end);
+                    }
+                }
+            }
+            46..51 if size > 0 => {
+                let range = self.range(size);
+                self.ops.push(Op::Punch(name, range));
+            }
+            51..57 => {
+                let to = if self.rng.bool() {
+                    self.rng.u32(0..=size)
+                } else {
+                    self.rng.u32(0..=MAX_SIZE / BLOCK) * BLOCK
+                };
+                self.ops.push(Op::Truncate(name, to));
+                self.sizes[file] = to;
+            }
+            57..62 => {
+                let to = self.rng.u8(0..self.names);
+                // Renaming one of two names of a file to the other does nothing.
+                if self.files.get(&to) != Some(&file) {
+                    self.ops.push(Op::Rename(name, to));
+                    self.files.remove(&name);
+                    self.files.insert(to, file);
+                }
+            }
+            62..65 => {
+                if let Some(free) = free {
+                    self.ops.push(Op::Link(name, free));
+                    self.files.insert(free, file);
+                }
+            }
+            65..69 => {
+                self.ops.push(Op::Unlink(name));
+                self.files.remove(&name);
+            }
+            69..73 if size > 0 => {
+                let range = self.range(size);
+                let length = range.length.min(size - range.offset);
+                self.ops.push(Op::Store(name, Range { length, ..range }));
+            }
+            73..87 => self.ops.push(Op::Fsync(name)),
+            87..97 => self.ops.push(Op::Fdatasync(name)),
+            97.. => self.ops.push(Op::Sync),
+            _ => {}
+        }
+    }
+
+    fn create(&mut self, name: u8) {
+        self.ops.push(Op::Create(name));
+        self.files.insert(name, self.sizes.len());
+        self.sizes.push(0);
+    }
+
+    fn write(&mut self, name: u8, file: usize, range: Range) {
+        let end = range.offset + range.length;
+        if end <= MAX_SIZE {
+            self.ops.push(Op::Write(name, range));
+            self.sizes[file] = self.sizes[file].max(end);
+        }
+    }
+
+    /// A few bytes, a block, or several.
+    fn length(&mut self) -> u32 {
+        match self.rng.u8(..4) {
+            0 => self.rng.u32(1..=600),
+            1 | 2 => BLOCK,
+            _ => BLOCK * self.rng.u32(2..=5),
+        }
+    }
+
+    /// Bytes that begin below `size`, or at 0.
+    fn range(&mut self, size: u32) -> Range {
+        let offset = match self.rng.u8(..3) {
+            0 => self.rng.u32(0..size.max(1)),
+            _ => self.rng.u32(0..size.div_ceil(BLOCK).max(1)) * BLOCK,
+        };
+        Range {
+            offset,
+            length: self.length(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::Model;
+
+    #[test]
+    fn test_plan_is_valid_and_reproducible() {
+        for number in 0..300 {
+            let plan = plan(5, number);
+            assert_eq!(plan, super::plan(5, number));
+            for (thread, ops) in plan.threads.iter().enumerate() {
+                Model::new(plan.seed, thread, ops).unwrap();
+                assert!(ops.iter().any(|op| op.is_sync()) || number > 2);
+            }
+        }
+    }
+
+    #[test]
+    fn test_plan_has_every_kind_of_operation() {
+        let words: std::collections::BTreeSet<_> = (3..100)
+            .flat_map(|number| plan(1, number).threads)
+            .flatten()
+            .map(|op| {
+                op.to_string()
+                    .split(' ')
+                    .next()
+                    .unwrap_or_default()
+                    .to_owned()
+            })
+            .collect();
+        assert_eq!(words.len(), 12, "{words:?}");
+    }
+
+    #[test]
+    fn test_plan_other_seed_other_plan() {
+        assert_ne!(plan(1, 10), plan(2, 10));
+    }
+}

@@ -1,0 +1,140 @@
+// SPDX-License-Identifier: MIT
+//! Recordings of storage that breaks its promises: an explorer that finds
+//! nothing wrong with them finds nothing.
+
+use crate::ext4::{
+    self,
+    Ext4, //
+};
+use crate::history::History;
+use std::ops::Range;
+
+/// A way to break a recording.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mutant {
+    /// Flushes do nothing, as if the kernel had never sent them.
+    FlushDropped,
+    /// FUA does nothing.
+    FuaDropped,
+    /// Syncs are acknowledged before the last wait for the drive.
+    AcknowledgedEarly,
+    /// Data reaches the drive after the commit record that it should precede.
+    CommitBeforeData,
+}
+
+impl Mutant {
+    /// All of them.
+    pub const ALL: [Self; 4] = [
+        Self::FlushDropped,
+        Self::FuaDropped,
+        Self::AcknowledgedEarly,
+        Self::CommitBeforeData,
+    ];
+
+    /// Name in reports.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::FlushDropped => "flush-dropped",
+            Self::FuaDropped => "fua-dropped",
+            Self::AcknowledgedEarly => "acknowledged-early",
+            Self::CommitBeforeData => "commit-before-data",
+        }
+    }
+
+    /// What the recording of a drive that held `initial` becomes.
+    pub fn apply(self, history: &History, initial: &[u8]) -> Result<History, String> {
+        let mut broken = history.clone();
+        match self {
+            Self::FlushDropped => broken.flushes.clear(),
+            Self::FuaDropped => broken.writes.iter_mut().for_each(|write| write.fua = false),
+            Self::AcknowledgedEarly => {
+                for mark in &mut broken.marks {
+                    let flushes = history.flushes.iter().map(|f| (f.completed, f.received));
+                    let durable = history.writes.iter().filter(|write| write.fua);
+                    let waits = flushes.chain(durable.map(|w| (w.completed, w.received)));
+                    let last = waits.filter(|(end, _)| *end <= mark.time).max();
+                    mark.time = last.map_or(mark.time, |(_, begin)| begin);
+                }
+            }
+            Self::CommitBeforeData => {
+                let ext4 = Ext4::new(initial)?;
+                let journal = ext4.places(&ext4.inode(ext4::JOURNAL)?)?;
+                let commits: Vec<(u64, u64)> = history
+                    .writes
+                    .iter()
+                    .filter(|write| write.fua && is_in(&journal, write.offset))
+                    .map(|write| (write.received, write.completed))
+                    .collect();
+                for write in &mut broken.writes {
+                    let commit = commits.iter().find(|(begin, _)| *begin > write.completed);
+                    if let Some((_, end)) = commit
+                        && !is_in(&journal, write.offset)
+                    {
+                        (write.received, write.completed) = (end + 1, end + 2);
+                    }
+                }
+            }
+        }
+        broken.sort();
+        Ok(broken)
+    }
+}
+
+fn is_in(places: &[Range<u64>], offset: u64) -> bool {
+    places.iter().any(|place| place.contains(&offset))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::history::{
+        Flush,
+        Mark,
+        Write, //
+    };
+
+    fn history() -> History {
+        History {
+            writes: vec![
+                Write::new(0, vec![1; 512], (1, 2), false),
+                Write::new(512, vec![2; 512], (7, 8), true),
+            ],
+            flushes: vec![Flush {
+                received: 3,
+                completed: 5,
+            }],
+            marks: vec![
+                Mark {
+                    time: 6,
+                    thread: 0,
+                    op: 0,
+                },
+                Mark {
+                    time: 9,
+                    thread: 0,
+                    op: 1,
+                },
+            ],
+        }
+    }
+
+    #[test]
+    fn test_apply_dropped_flush_and_fua_are_gone() {
+        let broken = Mutant::FlushDropped.apply(&history(), &[]).unwrap();
+        assert!(broken.flushes.is_empty() && broken.writes[1].fua);
+        let broken = Mutant::FuaDropped.apply(&history(), &[]).unwrap();
+        assert!(!broken.flushes.is_empty() && !broken.writes[1].fua);
+    }
+
+    #[test]
+    fn test_apply_acknowledged_early_is_before_the_last_wait() {
+        let broken = Mutant::AcknowledgedEarly.apply(&history(), &[]).unwrap();
+        let times: Vec<u64> = broken.marks.iter().map(|mark| mark.time).collect();
+        assert_eq!(times, [3, 7]);
+    }
+
+    #[test]
+    fn test_apply_commit_before_data_wants_a_file_system() {
+        assert!(Mutant::CommitBeforeData.apply(&history(), &[]).is_err());
+    }
+}

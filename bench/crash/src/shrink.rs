@@ -1,0 +1,133 @@
+// SPDX-License-Identifier: MIT
+//! The fewest lost writes that still fail, told as a story.
+
+use crate::check::{
+    Checker,
+    Recording,
+    Violation, //
+};
+use crate::error::Result;
+use crate::ext4::{
+    self,
+    Ext4, //
+};
+use crate::history::Content;
+use crate::states::{
+    Part,
+    State, //
+};
+use std::fmt::Write as _;
+use std::ops::Range;
+use std::sync::Arc;
+
+/// Most states tried while shrinking.
+const MOST: usize = 400;
+
+/// Lets lost writes survive, and torn ones whole, one after the other, as long
+/// as the state breaks the same promise.
+pub fn shrink(
+    checker: &mut Checker,
+    recording: &Arc<Recording>,
+    state: &State,
+    violation: &Violation,
+) -> Result<(State, Violation)> {
+    let (mut best, mut why) = (state.clone(), violation.clone());
+    let mut tried = 0;
+    loop {
+        let mut better = false;
+        for index in lost(&best).into_iter().chain(torn(&best)) {
+            if tried == MOST {
+                return Ok((best, why));
+            }
+            tried += 1;
+            let mut state = best.clone();
+            state.survivors.retain(|(other, _)| *other != index);
+            state.survivors.push((index, Part::Whole));
+            state.survivors.sort_by_key(|(index, _)| *index);
+            if let Err(still) = checker.check(recording, &state)?
+                && still.kind == why.kind
+            {
+                (best, why, better) = (state, still, true);
+            }
+        }
+        if !better {
+            return Ok((best, why));
+        }
+    }
+}
+
+fn lost(state: &State) -> Vec<usize> {
+    let survives = |index: usize| state.survivors.iter().any(|(other, _)| *other == index);
+    let volatile = state.volatile.iter().copied();
+    volatile.filter(|&index| !survives(index)).collect()
+}
+
+fn torn(state: &State) -> Vec<usize> {
+    let torn = state
+        .survivors
+        .iter()
+        .filter(|(_, part)| *part != Part::Whole);
+    torn.map(|(index, _)| *index).collect()
+}
+
+/// What happened, up to the power cut, and what was wrong then.
+pub fn story(recording: &Recording, state: &State, violation: &Violation) -> String {
+    let mut text = String::new();
+    for (thread, model) in recording.models.iter().enumerate() {
+        let acked = recording.history.acknowledged(thread, state.marks);
+        let expected = model.expect(&acked);
+        for (number, op) in model.ops().iter().enumerate().take(expected.until) {
+            let note = match (acked.contains(&number), op.is_sync()) {
+                (true, _) => "   acknowledged",
+                (false, true) => "   not acknowledged yet",
+                _ => "",
+            };
+            let _ = writeln!(text, "  t{thread} {number:>3}  {op}{note}");
+        }
+    }
+    let history = &recording.history;
+    let journal = journal(&recording.initial).unwrap_or_default();
+    let describe = |index: usize| {
+        let write = &history.writes[index];
+        let place = match journal.iter().any(|place| place.contains(&write.offset)) {
+            true => match Content::of(&write.data) {
+                Content::Other => "journal".to_owned(),
+                content => content.to_string(),
+            },
+            false => "outside of the journal".to_owned(),
+        };
+        let when = match write.completed <= state.time {
+            true => "complete",
+            false => "under way",
+        };
+        let fua = if write.fua { ", FUA" } else { "" };
+        format!(
+            "write {index}: blocks {}..{}, {place}, {when}{fua}",
+            write.offset / 4096,
+            write.end().div_ceil(4096)
+        )
+    };
+    let _ = writeln!(
+        text,
+        "  power cut: {} writes flushed, {} more received and not flushed",
+        state.base,
+        state.volatile.len()
+    );
+    for index in lost(state) {
+        let _ = writeln!(text, "    lost   {}", describe(index));
+    }
+    for (index, part) in &state.survivors {
+        if *part != Part::Whole {
+            let kept = part.bytes(history.writes[*index].data.len());
+            let _ = writeln!(text, "    torn   {}, bytes {kept:?} kept", describe(*index));
+        }
+    }
+    let _ = writeln!(text, "  found: {violation}");
+    text
+}
+
+/// Where the journal lies, bytes.
+fn journal(image: &[u8]) -> ext4::Result<Vec<Range<u64>>> {
+    let ext4 = Ext4::new(image)?;
+    ext4.places(&ext4.inode(ext4::JOURNAL)?)
+}
