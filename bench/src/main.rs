@@ -5,6 +5,7 @@
 mod boot;
 mod compare;
 mod context;
+mod crash;
 mod device;
 mod error;
 mod files;
@@ -51,6 +52,8 @@ enum Command {
     Report(report::Args),
     /// Count kernel instructions per operation, by function, layer and phase.
     Profile(profile::Args),
+    /// Explore what a power cut could leave of recorded workloads.
+    Crash(crash::Args),
     /// Run every check: host tests, series, checkpatch, KUnit, guest tests.
     Test(test::Args),
     /// Serve a drive's image (what the other commands start by themselves).
@@ -67,6 +70,7 @@ fn dispatch(cli: Cli) -> Result<u8> {
         Command::Compare(args) => compare::run(&ctx?, &args),
         Command::Report(args) => report::run(&ctx?, &args),
         Command::Profile(args) => profile::run(&ctx?, &args),
+        Command::Crash(args) => crash::run(&ctx?, &args),
         Command::Test(args) => test::run(&ctx?, &args),
         Command::Disk(command) => device::serve(command),
     }

@@ -9,6 +9,7 @@ use super::suite::{
     check, //
 };
 use crate::context::Context;
+use crate::crash;
 use crate::device::{
     Latency,
     Server, //
@@ -35,6 +36,7 @@ use crate::setup::{
     self,
     Need, //
 };
+use crate::stack::Stack;
 use std::fs::File;
 use std::path::{
     Path,
@@ -47,6 +49,9 @@ use std::time::{
 
 /// Size of the drive under test in bytes.
 const DRIVE_BYTES: u64 = 512 << 20;
+
+/// Crash states that are explored.
+const CRASH_STATES: u64 = 1000;
 
 /// A script in the guest may take this long.
 const SCRIPT_TIMEOUT: Duration = Duration::from_secs(120);
@@ -477,6 +482,14 @@ pub(super) fn run(ctx: &Context, suite: &mut Suite) {
         }
     }
     suite.case("guest/panic-fails-the-run", || panic_fails_the_run(ctx));
+    suite.case("guest/crash-states", || crash_states(ctx));
+}
+
+/// A thousand crash states of the patched kernel, switched on: no promise may be
+/// broken, and every mutant must be caught.
+fn crash_states(ctx: &Context) -> Result<Outcome> {
+    let args = crash::Args::short(CRASH_STATES, Stack::Async, ctx.cache_dir("test/crash")?);
+    crash::check(ctx, &args).map(|()| Outcome::Passed)
 }
 
 /// A guest that panics must fail the run at once, with the panic's own lines.

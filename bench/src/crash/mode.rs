@@ -1,0 +1,128 @@
+// SPDX-License-Identifier: MIT
+//! The file systems that are explored.
+
+use crate::context::Context;
+use crate::error::{
+    Error,
+    IoContext,
+    Result, //
+};
+use crate::process::{
+    Tool,
+    find_on_path, //
+};
+use aios_crash::POISON;
+use aios_crash::generate::MAX_THREADS;
+use aios_crash::model::Promise;
+use aios_guest::crash::folders;
+use serde::Serialize;
+use std::fs;
+use std::path::{
+    Path,
+    PathBuf, //
+};
+
+/// Size of the drive in bytes: a journal of 4 MiB, the smallest there is, and
+/// room for every plan. Each state is a copy of it.
+pub(super) const SIZE: usize = 16 << 20;
+
+/// How ext4 keeps its promises.
+#[derive(
+    Debug,
+    Clone,
+    Copy,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Hash,
+    Serialize,
+    clap::ValueEnum, //
+)]
+#[serde(rename_all = "kebab-case")]
+pub(super) enum Mode {
+    /// The default: data=ordered, full commits, unwritten extents.
+    Ordered,
+    /// data=ordered, full commits, new blocks allocated as written.
+    DioreadLock,
+    /// data=ordered with fast commits.
+    FastCommit,
+    /// data=writeback.
+    Writeback,
+    /// data=journal.
+    Journal,
+}
+
+impl Mode {
+    /// All of them.
+    pub(super) const ALL: [Self; 5] = [
+        Self::Ordered,
+        Self::DioreadLock,
+        Self::FastCommit,
+        Self::Writeback,
+        Self::Journal,
+    ];
+
+    /// Name on the command line and in reports.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Ordered => "ordered",
+            Self::DioreadLock => "dioread-lock",
+            Self::FastCommit => "fast-commit",
+            Self::Writeback => "writeback",
+            Self::Journal => "journal",
+        }
+    }
+
+    /// What it is mounted with.
+    pub(super) fn mount_option(self) -> &'static str {
+        match self {
+            Self::Ordered | Self::FastCommit => "data=ordered",
+            Self::DioreadLock => "data=ordered,dioread_lock",
+            Self::Writeback => "data=writeback",
+            Self::Journal => "data=journal",
+        }
+    }
+
+    /// What contents it promises.
+    pub(super) fn promise(self) -> Promise {
+        match self {
+            Self::Writeback => Promise::OnlyAcknowledged,
+            _ => Promise::NothingStale,
+        }
+    }
+
+    /// Makes the drive's image in `dir`: poisoned all over, then formatted.
+    pub(super) fn make_image(self, ctx: &Context, dir: &Path) -> Result<PathBuf> {
+        let path = dir.join(format!("{}.img", self.name()));
+        let mke2fs = find_on_path("mke2fs").ok_or_else(|| {
+            Error::new("mke2fs is missing")
+                .hint("run `cargo aios doctor` to see which package has it")
+        })?;
+        let root = dir.join("root");
+        let features = match self {
+            Self::FastCommit => "fast_commit",
+            _ => "^fast_commit",
+        };
+        let tool = Tool::new(mke2fs)
+            .args(["-q", "-F", "-t", "ext4", "-b", "4096", "-m", "0"])
+            .args(["-N", "256", "-J", "size=4", "-O", features])
+            .args(["-E", "lazy_itable_init=0,lazy_journal_init=0,nodiscard"])
+            // The same image every time: a seed is to reproduce a run.
+            .args(["-U", "a105a105-a105-4a10-85a1-05a105a105a1"])
+            .env("E2FSPROGS_FAKE_TIME", "1700000000")
+            .arg("-d")
+            .arg(&root)
+            .arg(&path);
+        if ctx.dry_run {
+            println!("{}", tool.line());
+            return Ok(path);
+        }
+        for folder in folders(&root, MAX_THREADS) {
+            fs::create_dir_all(&folder).at("create the folder", &folder)?;
+        }
+        fs::write(&path, POISON.repeat(SIZE / POISON.len())).at("write", &path)?;
+        tool.output()?;
+        Ok(path)
+    }
+}

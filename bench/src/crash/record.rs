@@ -1,0 +1,325 @@
+// SPDX-License-Identifier: MIT
+//! Recording workloads in a guest, and letting its kernel recover states.
+//!
+//! The guest has two drives, each served by a process of ours that logs what it
+//! receives: the one under test, and one that threads write a marker to after
+//! each sync. Both take their times from the host's monotonic clock. What
+//! carries FUA is known to the guest alone, as QEMU's drive drops the flag: the
+//! driver's tracepoint tells.
+
+use super::mode::{
+    Mode,
+    SIZE, //
+};
+use crate::context::Context;
+use crate::device::{
+    Latency,
+    Server, //
+};
+use crate::error::{
+    Error,
+    IoContext,
+    Result, //
+};
+use crate::guest::{
+    Backend,
+    BootConfig,
+    Drive,
+    Guest, //
+};
+use crate::stack::Stack;
+use aios_crash::check::Recording;
+use aios_crash::history::{
+    History,
+    Sent, //
+};
+use aios_disk::write_log::{
+    Kind,
+    Reader,
+    Record, //
+};
+use aios_guest::GUEST_BINARY;
+use aios_guest::crash::Plan;
+use std::collections::BTreeMap;
+use std::fs::{
+    self,
+    File, //
+};
+use std::path::{
+    Path,
+    PathBuf, //
+};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Where the drive under test is mounted in the guest.
+const MOUNT: &str = "/run/aios-crash";
+/// The tracepoint at which the driver has set up a command.
+const TRACEPOINT: &str = "/sys/kernel/tracing/events/nvme/nvme_setup_cmd";
+/// Virtual CPUs: syncs of several threads run side by side.
+const CPUS: u32 = 2;
+/// Size of the drive for markers, bytes.
+const MARKERS: u64 = 1 << 20;
+/// A script in the guest may take this long.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// A guest that records.
+pub(super) struct Recorder {
+    guest: Guest,
+    drive: Server,
+    markers: Server,
+    stack: Stack,
+    images: BTreeMap<Mode, (PathBuf, Arc<Vec<u8>>)>,
+    dir: PathBuf,
+    /// Plans so far: what the guest has read of one file it may remember.
+    plans: u64,
+}
+
+impl Recorder {
+    /// Boots `kernel` with two drives; files go to `dir`, sockets to `sockets`.
+    /// With `--dry-run` it prints the QEMU line, and nothing is there.
+    pub(super) fn boot(
+        ctx: &Context,
+        kernel: PathBuf,
+        stack: Stack,
+        modes: &[Mode],
+        dir: &Path,
+        sockets: &Path,
+    ) -> Result<Option<Self>> {
+        let blank = dir.join("markers.img");
+        let mut images = BTreeMap::new();
+        for &mode in modes {
+            let path = mode.make_image(ctx, dir)?;
+            let bytes = match ctx.dry_run {
+                true => Vec::new(),
+                false => fs::read(&path).at("read", &path)?,
+            };
+            images.insert(mode, (path, Arc::new(bytes)));
+        }
+        if !ctx.dry_run {
+            let file = File::create(&blank).at("create", &blank)?;
+            file.set_len(MARKERS).at("size", &blank)?;
+        }
+        let (first, _) = images
+            .values()
+            .next()
+            .ok_or_else(|| Error::new("no mode to explore"))?;
+        let mut drive = Server::start(
+            ctx,
+            first,
+            sockets,
+            &format!("{}-drive", stack.name()),
+            false,
+        )?;
+        let markers = Server::start(
+            ctx,
+            &blank,
+            sockets,
+            &format!("{}-marks", stack.name()),
+            false,
+        )?;
+        let config = BootConfig {
+            cpus: CPUS,
+            drives: vec![
+                Drive::new(Backend::Nbd(drive.socket())),
+                Drive::new(Backend::Nbd(markers.socket())),
+            ],
+            ..BootConfig::new(kernel, format!("crash-{}", stack.name()), dir)
+        };
+        if ctx.dry_run {
+            println!("{}", Guest::dry_line(ctx, &config)?);
+            return Ok(None);
+        }
+        // Commands are under way together and complete out of order.
+        let latency = Latency {
+            points: vec![(0.0, 100_000), (50.0, 400_000), (100.0, 2_000_000)],
+        };
+        drive.set_latency(&Latency::default(), &latency)?;
+        let mut guest = Guest::boot(ctx, &config)?;
+        let write = 1;
+        guest.sh(
+            &format!(
+                "{}\nmkdir -p {MOUNT}\necho 8192 > /sys/kernel/tracing/buffer_size_kb\n\
+                 echo 'opcode == {write}' > {TRACEPOINT}/filter\necho 1 > {TRACEPOINT}/enable\n",
+                stack.switch_script()
+            ),
+            PATIENCE,
+        )?;
+        Ok(Some(Self {
+            guest,
+            drive,
+            markers,
+            stack,
+            images,
+            dir: dir.to_path_buf(),
+            plans: 0,
+        }))
+    }
+
+    /// Lets the guest do what `plan` says on a fresh file system.
+    pub(super) fn record(&mut self, mode: Mode, plan: &Plan) -> Result<Recording> {
+        let (path, initial) = self.image(mode)?;
+        self.drive.load(&path)?;
+        let logs = ["drive", "markers"].map(|name| self.dir.join(format!("{name}.log")));
+        self.start_logs(&logs)?;
+        self.plans += 1;
+        let plan_path = self.dir.join(format!("plan-{}.json", self.plans));
+        let json = serde_json::to_vec(plan).map_err(|error| Error::new(error.to_string()))?;
+        fs::write(&plan_path, json).at("write", &plan_path)?;
+        let trace = self.guest.sh(
+            &format!(
+                "echo > /sys/kernel/tracing/trace\n\
+                 {}\n\
+                 {GUEST_BINARY} crash --plan '{}' --dir {MOUNT} --marker /dev/nvme1n1 >/dev/null\n\
+                 umount {MOUNT}\n\
+                 grep disk=nvme0n1 /sys/kernel/tracing/trace\n",
+                self.mount_line(mode),
+                plan_path.display(),
+            ),
+            PATIENCE,
+        );
+        fs::remove_file(&plan_path).at("remove", &plan_path)?;
+        let logged = self.stop_logs(&logs);
+        let sent = parse_trace(&trace?)?;
+        let [drive, markers] = logged?;
+        let history = History::new(&drive, &markers, &sent).map_err(ours)?;
+        let syncs = plan.threads.iter().flatten().filter(|op| op.is_sync());
+        if syncs.count() != history.marks.len() {
+            return Err(Error::new("the recording lacks acknowledgements"));
+        }
+        Recording::new(plan, initial, history, mode.promise()).map_err(ours)
+    }
+
+    /// Lets the guest's kernel mount `image` and read all files; the drive after
+    /// it was unmounted.
+    pub(super) fn mount(&mut self, mode: Mode, image: &[u8]) -> Result<Vec<u8>> {
+        let path = self.dir.join("state.img");
+        fs::write(&path, image).at("write", &path)?;
+        self.drive.load(&path)?;
+        let logs = ["drive", "markers"].map(|name| self.dir.join(format!("{name}.log")));
+        self.start_logs(&logs)?;
+        let done = self.guest.sh(
+            &format!(
+                "{}\nfind {MOUNT} -type f -exec cat {{}} + >/dev/null\numount {MOUNT}\n",
+                self.mount_line(mode)
+            ),
+            PATIENCE,
+        );
+        let logged = self.stop_logs(&logs);
+        done.map_err(|error| error.context("mounting a state"))?;
+        let [drive, _] = logged?;
+        let mut image = image.to_vec();
+        for record in drive {
+            let start = usize::try_from(record.offset).unwrap_or(usize::MAX);
+            let range = start..start.saturating_add(record.length as usize);
+            match (image.get_mut(range), record.kind) {
+                (Some(to), Kind::Write) => to.copy_from_slice(&record.data),
+                (Some(to), _) => to.fill(0),
+                (None, _) => return Err(Error::new("the drive's log ends beyond the drive")),
+            }
+        }
+        Ok(image)
+    }
+
+    /// Ends the guest; its log must be clean.
+    pub(super) fn shutdown(self) -> Result<()> {
+        self.guest.shutdown()
+    }
+
+    fn image(&self, mode: Mode) -> Result<(PathBuf, Arc<Vec<u8>>)> {
+        let image = self.images.get(&mode).cloned();
+        image.ok_or_else(|| Error::new(format!("no drive for mode {}", mode.name())))
+    }
+
+    fn mount_line(&self, mode: Mode) -> String {
+        let options = [mode.mount_option(), self.stack.mount_options()];
+        let options: Vec<&str> = options.into_iter().filter(|o| !o.is_empty()).collect();
+        format!(
+            "mount -t ext4 -o {} /dev/nvme0n1 {MOUNT}",
+            options.join(",")
+        )
+    }
+
+    fn start_logs(&mut self, logs: &[PathBuf; 2]) -> Result<()> {
+        for (server, log) in [&mut self.drive, &mut self.markers].into_iter().zip(logs) {
+            // Left by a run that was ended, most likely.
+            if log.exists() {
+                fs::remove_file(log).at("remove", log)?;
+            }
+            server.start_log(log)?;
+        }
+        Ok(())
+    }
+
+    fn stop_logs(&mut self, logs: &[PathBuf; 2]) -> Result<[Vec<Record>; 2]> {
+        self.drive.stop_log()?;
+        self.markers.stop_log()?;
+        let read = |log: &PathBuf| {
+            Reader::open(log)
+                .and_then(Iterator::collect::<std::result::Result<Vec<_>, _>>)
+                .map_err(|error| Error::new(error.to_string()))
+        };
+        Ok([read(&logs[0])?, read(&logs[1])?])
+    }
+}
+
+pub(super) fn ours(error: aios_crash::Error) -> Error {
+    Error::new(error.to_string())
+}
+
+/// The write commands of a trace, in order, of a drive with blocks of 512 bytes.
+fn parse_trace(text: &str) -> Result<Vec<Sent>> {
+    let unreadable = |line: &str| Error::new(format!("the guest's trace has the line {line:?}"));
+    let mut sent = Vec::new();
+    for line in text.lines() {
+        let field = |name: &str| {
+            let value = line.split_once(name)?.1;
+            value.split([',', ')', ' ']).next()
+        };
+        let decimal = |name: &str| field(name)?.parse::<u64>().ok();
+        let control = field("ctrl=0x").and_then(|hex| u16::from_str_radix(hex, 16).ok());
+        let (Some(first), Some(blocks), Some(control)) =
+            (decimal("slba="), decimal("len="), control)
+        else {
+            return Err(unreadable(line));
+        };
+        let length = u32::try_from((blocks + 1) * 512).map_err(|_| unreadable(line))?;
+        let offset = first.checked_mul(512).filter(|at| *at < SIZE as u64);
+        sent.push(Sent {
+            offset: offset.ok_or_else(|| unreadable(line))?,
+            length,
+            // NVM Command Set 1.0c, figure 60: bit 30 of dword 12.
+            fua: control & (1 << 14) != 0,
+        });
+    }
+    Ok(sent)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn test_parse_trace_knows_fua() {
+        let line = |ctrl| {
+            format!(
+                " jbd2/nvme0n1-8-75 [000] ..... 3.14: nvme_setup_cmd: nvme0: disk=nvme0n1, qid=1, \
+                 cmdid=5, nsid=1, flags=0x0, meta=0x0, cmd=(nvme_cmd_write slba=800, len=7, \
+                 ctrl={ctrl}, dsmgmt=0, reftag=0)\n"
+            )
+        };
+        let sent = parse_trace(&(line("0x0") + &line("0x4000"))).unwrap();
+        let range = |fua| Sent {
+            offset: 409_600,
+            length: 4096,
+            fua,
+        };
+        assert_eq!(sent, [range(false), range(true)]);
+    }
+
+    #[test]
+    fn test_parse_trace_other_lines_return_error() {
+        assert!(parse_trace("CPU:0 [LOST 5 EVENTS]").is_err());
+        assert!(parse_trace("slba=99999999999999, len=7, ctrl=0x0").is_err());
+    }
+}
