@@ -7,6 +7,7 @@ use crate::ext4::{
     Ext4, //
 };
 use crate::history::History;
+use aios_guest::crash::is_content;
 use std::ops::Range;
 
 /// A way to break a recording.
@@ -18,7 +19,7 @@ pub enum Mutant {
     FuaDropped,
     /// Syncs are acknowledged before the last wait for the drive.
     AcknowledgedEarly,
-    /// Data reaches the drive after the commit record that it should precede.
+    /// Files' data reaches the drive after the commit record that it should precede.
     CommitBeforeData,
 }
 
@@ -69,6 +70,7 @@ impl Mutant {
                     let commit = commits.iter().find(|(begin, _)| *begin > write.completed);
                     if let Some((_, end)) = commit
                         && !is_in(&journal, write.offset)
+                        && is_content(&write.data)
                     {
                         (write.received, write.completed) = (end + 1, end + 2);
                     }

@@ -146,6 +146,14 @@ pub fn content(seed: u64, thread: usize, op: usize, offset: u32, out: &mut [u8])
     }
 }
 
+/// Whether a block begins with what [`content`] makes: odd bytes, which no
+/// metadata begins with but a bitmap, all of whose bits are set then.
+pub fn is_content(block: &[u8]) -> bool {
+    block
+        .first_chunk::<8>()
+        .is_some_and(|word| word.iter().all(|byte| byte % 2 == 1) && *word != [0xff; 8])
+}
+
 /// Options of `aios-guest crash`.
 #[derive(clap::Args, Debug, Clone)]
 pub struct Crash {
@@ -437,8 +445,16 @@ mod tests {
             let mut bytes = [0; 64];
             content(seed, thread, op, offset, &mut bytes);
             assert!(bytes.iter().all(|&byte| byte != 0));
+            assert!(is_content(&bytes));
             assert!(!all.contains(&bytes));
             all.push(bytes);
+        }
+    }
+
+    #[test]
+    fn test_is_content_is_false_of_metadata() {
+        for block in [&[0; 8][..], &[0xff; 8], b"\xdbNEVER-W", &[1; 7]] {
+            assert!(!is_content(block), "{block:?}");
         }
     }
 

@@ -92,7 +92,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "N", default_value_t = 20_000,
         value_parser = clap::value_parser!(u64).range(1..=100_000_000))]
     states: u64,
-    /// Stop recording after so many minutes.
+    /// Record for so many minutes at most.
     #[arg(long, value_name = "N", default_value_t = 30,
         value_parser = clap::value_parser!(u64).range(1..=100_000))]
     minutes: u64,
@@ -210,7 +210,7 @@ fn explore(ctx: &Context, args: &Args) -> Result<Option<Report>> {
         ctx,
         args,
         out,
-        deadline: begin + Duration::from_secs(60 * args.minutes),
+        left: Duration::from_secs(60 * args.minutes),
         seen: Seen::default(),
         report: Report {
             seed: args.seed,
@@ -244,7 +244,8 @@ struct Run<'a> {
     ctx: &'a Context,
     args: &'a Args,
     out: PathBuf,
-    deadline: Instant,
+    /// What is left of the time for recording; building and booting are free.
+    left: Duration,
     seen: Seen,
     report: Report,
     /// What mutants are made of.
@@ -280,9 +281,10 @@ impl Run<'_> {
             // Each stack gets its share of the states, and of the time.
             let share = |whole: u64| whole * (done as u64 + 1) / stacks.len() as u64;
             let target = share(self.args.states);
-            let left = self.deadline.saturating_duration_since(Instant::now());
-            let until = Instant::now() + left / (stacks.len() - done) as u32;
+            let begin = Instant::now();
+            let until = begin + self.left / (stacks.len() - done) as u32;
             self.record(pool, &mut recorder, stack, target, until, &mut samples)?;
+            self.left = self.left.saturating_sub(begin.elapsed());
             // Those of the stacks before, too: each kernel recovers the others'.
             failures.append(&mut self.mount(&mut recorder, &samples)?);
             recorder.shutdown()?;
