@@ -289,6 +289,7 @@ mod tests {
             write(&mut cache, &mut image, 0, 1, false);
         }
         assert!(cache.held <= MAX_HELD);
-        assert_eq!(cache.held, cache.entries.iter().map(|e| e.new.len()).sum());
+        let held: usize = cache.entries.iter().map(|entry| entry.new.len()).sum();
+        assert_eq!(cache.held, held);
     }
 }
