@@ -314,8 +314,8 @@ mod tests {
             fua: kind == Kind::Write,
             offset,
             length,
-            received_ns: offset + 5,
-            completed_ns: offset + 9,
+            received_ns: offset.wrapping_add(5),
+            completed_ns: offset.wrapping_add(9),
             data: data.to_vec(),
         }
     }
