@@ -6,6 +6,7 @@ pub mod crash;
 pub mod marker;
 pub mod protocol;
 pub mod race;
+pub mod sync;
 pub mod work;
 
 /// Name of the virtio-serial port between the agent and the harness.

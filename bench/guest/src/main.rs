@@ -2,8 +2,8 @@
 //! Init and agent of the measured guest, and its small workloads.
 //!
 //! As process 1 it builds the guest's root and serves the harness; called by
-//! hand, `aios-guest work …` and `aios-guest race …` run a workload and print
-//! one line of JSON.
+//! hand, `aios-guest work …`, `aios-guest race …` and `aios-guest sync …` run a
+//! workload and print one line of JSON.
 
 mod agent;
 mod init;
@@ -11,6 +11,7 @@ mod sys;
 
 use aios_guest::crash::Crash;
 use aios_guest::race::Race;
+use aios_guest::sync::Sync;
 use aios_guest::work::Work;
 use clap::{
     Parser,
@@ -36,6 +37,8 @@ enum Command {
     Race(Race),
     /// Carry out a plan of the crash explorer.
     Crash(Crash),
+    /// Make synced changes that can be checked after a crash.
+    Sync(Sync),
 }
 
 /// What a command that went well prints: one line of JSON.
@@ -52,6 +55,7 @@ fn main() -> ExitCode {
         Command::Work(work) => report(work.run()),
         Command::Race(race) => report(race.run()),
         Command::Crash(crash) => report(crash.run()),
+        Command::Sync(sync) => report(sync.run()),
     };
     match printed {
         Ok(line) => {

@@ -49,11 +49,17 @@ pub enum Kind {
     OverwriteFsync,
     /// Write a block at the end of the file, then fsync.
     AppendFsync,
+    /// Write a block at the end of the file, then fdatasync, as a log does.
+    AppendFdatasync,
 }
 
 impl Kind {
     fn reads(self) -> bool {
         matches!(self, Self::Randread | Self::RandreadHit | Self::Seqread)
+    }
+
+    fn appends(self) -> bool {
+        matches!(self, Self::AppendFsync | Self::AppendFdatasync)
     }
 }
 
@@ -153,7 +159,7 @@ impl Work {
         let file = self.open()?;
         let blocks = self.blocks(&file, total)?;
         if self.opt_in {
-            self.opt_in(&file)?;
+            opt_in(&self.file, &file)?;
         }
         if self.kind.reads() && !self.direct {
             self.drop_cache(&file)?;
@@ -172,7 +178,7 @@ impl Work {
                 | Kind::OverwriteFdatasync
                 | Kind::OverwriteFsync => permutation.at(op),
                 Kind::Seqread => op,
-                Kind::AppendFsync => return end + op * u64::from(self.bs),
+                Kind::AppendFsync | Kind::AppendFdatasync => return end + op * u64::from(self.bs),
             };
             block * u64::from(self.bs)
         };
@@ -224,9 +230,15 @@ impl Work {
             *byte = stamp;
         }
         let sync = || match self.kind {
-            Kind::OverwriteFdatasync => file.sync_data(),
+            Kind::OverwriteFdatasync | Kind::AppendFdatasync => file.sync_data(),
             _ => file.sync_all(),
         };
+        if self.kind == Kind::OverwriteFsync {
+            // Asked for its times, the file gets new ones from the next write.
+            // Else its times are those of the last clock tick, and some syncs
+            // have metadata to commit while others have not.
+            self.at("look at", file.metadata())?;
+        }
         let (written, synced, latency);
         if self.mark == Some(Mark::All) {
             let start = Instant::now();
@@ -277,7 +289,7 @@ impl Work {
     fn open(&self) -> Result<File> {
         let mut options = File::options();
         options.read(true).write(!self.kind.reads());
-        options.create(self.kind == Kind::AppendFsync);
+        options.create(self.kind.appends());
         if self.direct {
             options.custom_flags(libc::O_DIRECT);
         }
@@ -297,7 +309,7 @@ impl Work {
 
     /// Whole blocks to work on; enough of them for `total` operations.
     fn blocks(&self, file: &File, total: u64) -> Result<u64> {
-        if self.kind == Kind::AppendFsync {
+        if self.kind.appends() {
             return Ok(1);
         }
         let len = self.len(file)?;
@@ -329,29 +341,6 @@ impl Work {
         Ok(())
     }
 
-    fn opt_in(&self, file: &File) -> Result<()> {
-        let on: u32 = 1;
-        // SAFETY: The descriptor is open, and the kernel reads one `__u32` from
-        // the pointer, which lives through the call.
-        let result = unsafe {
-            libc::ioctl(
-                file.as_raw_fd(),
-                libc::Ioctl::from(EXT4_IOC_SET_AIOS),
-                &raw const on,
-            )
-        };
-        if result == 0 {
-            return Ok(());
-        }
-        let source = io::Error::last_os_error();
-        match source.raw_os_error() {
-            Some(libc::ENOTTY | libc::EOPNOTSUPP) => {
-                Err(WorkError::NotSupported(self.file.clone()))
-            }
-            _ => self.at("opt in", Err(source)),
-        }
-    }
-
     fn drop_cache(&self, file: &File) -> Result<()> {
         self.at("sync", file.sync_all())?;
         self.advise(file, libc::POSIX_FADV_DONTNEED)?;
@@ -369,6 +358,32 @@ impl Work {
             path: self.file.clone(),
             source,
         })
+    }
+}
+
+/// Opts `file`, open at `path`, in to the asynchronous I/O stack.
+pub(crate) fn opt_in(path: &Path, file: &File) -> Result<()> {
+    let on: u32 = 1;
+    // SAFETY: The descriptor is open, and the kernel reads one `__u32` from the
+    // pointer, which lives through the call.
+    let result = unsafe {
+        libc::ioctl(
+            file.as_raw_fd(),
+            libc::Ioctl::from(EXT4_IOC_SET_AIOS),
+            &raw const on,
+        )
+    };
+    if result == 0 {
+        return Ok(());
+    }
+    let source = io::Error::last_os_error();
+    match source.raw_os_error() {
+        Some(libc::ENOTTY | libc::EOPNOTSUPP) => Err(WorkError::NotSupported(path.to_owned())),
+        _ => Err(WorkError::Io {
+            action: "opt in",
+            path: path.to_owned(),
+            source,
+        }),
     }
 }
 
@@ -432,7 +447,7 @@ impl Permutation {
 }
 
 /// SplitMix64 (Steele, Lea, Flood 2014).
-fn split_mix(state: &mut u64) -> u64 {
+pub(crate) fn split_mix(state: &mut u64) -> u64 {
     *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
     let mut z = *state;
     z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -544,9 +559,10 @@ mod tests {
     fn test_run_append_grows_the_file() {
         let path = scratch("append", 1);
         work(Kind::AppendFsync, &path).run().unwrap();
+        work(Kind::AppendFdatasync, &path).run().unwrap();
         let len = fs::metadata(&path).unwrap().len();
         fs::remove_file(&path).unwrap();
-        assert_eq!(len, 11 * 4096);
+        assert_eq!(len, 21 * 4096);
     }
 
     #[test]

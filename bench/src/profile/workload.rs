@@ -28,6 +28,9 @@ pub(crate) enum Workload {
     /// The fsync after appending 4 KiB.
     #[value(name = "append-4k-fsync")]
     AppendFsync,
+    /// The fdatasync after appending 116 bytes, as to a log.
+    #[value(name = "append-116-fdatasync")]
+    LogFdatasync,
 }
 
 impl Workload {
@@ -41,6 +44,7 @@ impl Workload {
     pub(crate) fn block_size(self) -> u64 {
         match self {
             Self::Randread16Buffered => 16 << 10,
+            Self::LogFdatasync => 116,
             _ => 4 << 10,
         }
     }
@@ -72,6 +76,7 @@ impl Workload {
             Self::OverwriteFdatasync => "overwrite-fdatasync --bs 4096 --mark sync",
             Self::OverwriteFsync => "overwrite-fsync --bs 4096 --mark sync",
             Self::AppendFsync => "append-fsync --bs 4096 --mark sync",
+            Self::LogFdatasync => "append-fdatasync --bs 116 --mark sync",
         }
     }
 

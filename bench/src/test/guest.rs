@@ -2,6 +2,8 @@
 //! Functional tests in the guest: both kernels, the switch and its knobs, data
 //! checked by fio with the stack on and off, and a kernel full of checks.
 
+mod fsync;
+
 use super::lbio;
 use super::suite::{
     Outcome,
@@ -344,6 +346,7 @@ const DEBUG: Group = Group {
         ),
         ("lbio-reset-under-load", lbio::reset_under_load),
         ("lbio-removal-under-load", lbio::removal_under_load),
+        fsync::SURVIVES_A_CRASH,
     ],
 };
 
@@ -411,6 +414,7 @@ const GROUPS: &[&Group] = &[
     &LBIO,
     &LBIO_POLLED,
     &LBIO_DENIED,
+    &fsync::FSYNC,
     &DEBUG,
 ];
 

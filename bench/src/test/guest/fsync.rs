@@ -1,0 +1,203 @@
+// SPDX-License-Identifier: MIT
+//! Overlapped fsync: what was synced is there after a crash, errors arrive, and
+//! waits for the drive do overlap.
+
+use super::{
+    Case,
+    Fixture,
+    Group,
+    LBIO,
+    Lbio,
+    check, //
+};
+use crate::error::{
+    Error,
+    Result, //
+};
+
+/// Cases of the guest for fsync.
+pub(super) const FSYNC: Group = Group {
+    name: "guest/fsync",
+    lbio: Lbio::None,
+    cases: &[
+        ("boots", super::boots),
+        ("survives-a-crash", survives_a_crash),
+        ("data-error-arrives-once", data_error_arrives_once),
+        ("commit-error-arrives", commit_error_arrives),
+        ("overlaps", overlaps),
+    ],
+    ..LBIO
+};
+
+/// The same promises, in the kernel full of checks.
+pub(super) const SURVIVES_A_CRASH: Case = ("fsync-survives-a-crash", survives_a_crash);
+
+/// Latency of the drive where waits are counted, in ms: long against what the
+/// guest itself needs for a sync.
+const WAIT_MS: u64 = 25;
+
+/// Every way to sync, with and without overlap: nothing is lost when the file
+/// system stops right after the last answer, and e2fsck finds no fault.
+fn survives_a_crash(f: &mut Fixture) -> Result<()> {
+    // mkfs features, mount options, cache, stack enabled.
+    let setups = [
+        ("^fast_commit", "aios", "back", true),
+        ("^fast_commit", "aios,dioread_lock", "through", true),
+        ("^fast_commit", "aios,data=writeback", "through", true),
+        ("^fast_commit", "aios,data=journal", "back", true),
+        ("fast_commit", "aios", "through", true),
+        ("fast_commit", "aios,dioread_lock", "through", true),
+        ("fast_commit", "aios", "back", true),
+        ("fast_commit", "aios", "through", false),
+    ];
+    for (seed, (features, options, cache, enabled)) in (1..).zip(setups) {
+        fresh(f, "/dev/nvme0n1", features, options, cache, enabled)?;
+        crash(f, seed).map_err(|error| {
+            error.context(format!("{features}, {options}, write {cache}, {enabled}"))
+        })?;
+    }
+    Ok(())
+}
+
+/// Synced changes, side by side and alone, then the crash and the checks.
+fn crash(f: &mut Fixture, seed: u64) -> Result<()> {
+    f.sh(&format!(
+        "cd /mnt/t; pids=; \
+         for how in fsync fdatasync dsync msync; do \
+             /aios-guest sync $how --file $how --ops 20 --seed {seed} >/dev/null & \
+             pids=\"$pids $!\"; done; \
+         fio --name=uring --filename=uring --size=256k --bs=4k --rw=randwrite --fsync=1 \
+             --ioengine=io_uring --iodepth=4 --verify=crc32c --do_verify=0 --randseed={seed} \
+             --minimal >/dev/null; \
+         for pid in $pids; do wait $pid; done; \
+         /aios-guest sync fsync --file last --ops 12 --seed {seed} --shutdown >/dev/null; \
+         cd /; umount /mnt/t; \
+         e2fsck -fy /dev/nvme0n1 >/tmp/e2fsck 2>&1 || [ $? = 1 ] || {{ cat /tmp/e2fsck; exit 1; }}; \
+         e2fsck -fn /dev/nvme0n1 >/tmp/e2fsck 2>&1 || {{ cat /tmp/e2fsck; exit 1; }}; \
+         mount /dev/nvme0n1 /mnt/t; cd /mnt/t; \
+         for how in fsync fdatasync dsync msync; do \
+             /aios-guest sync $how --file $how --ops 20 --seed {seed} --verify >/dev/null; done; \
+         /aios-guest sync fsync --file last --ops 12 --seed {seed} --verify >/dev/null; \
+         fio --name=uring --filename=uring --size=256k --bs=4k --rw=randread --ioengine=psync \
+             --verify=crc32c --verify_only --verify_fatal=1 --randseed={seed} \
+             --minimal >/dev/null"
+    ))
+    .map(drop)
+}
+
+/// A new file system on `device`, mounted at /mnt/t.
+fn fresh(
+    f: &mut Fixture,
+    device: &str,
+    features: &str,
+    options: &str,
+    cache: &str,
+    enabled: bool,
+) -> Result<()> {
+    f.sh(&format!(
+        "mkdir -p /mnt/t; cd /; umount /mnt/t 2>/dev/null || :; \
+         echo 'write {cache}' > /sys/block/nvme0n1/queue/write_cache; \
+         mkfs.ext4 -q -F -O {features} {device} 128M; \
+         mount -o {options} {device} /mnt/t; \
+         echo {} > /sys/kernel/aios/enabled; \
+         dd if=/dev/urandom of=/mnt/t/data bs=1M count=4 conv=fsync 2>/dev/null; sync",
+        u8::from(enabled),
+    ))
+    .map(drop)
+}
+
+/// Runs `script` with the drive behind a device mapper that fails every write to
+/// the blocks that `blocks` (a command for debugfs) prints, for either commit.
+fn with_bad_blocks(f: &mut Fixture, blocks: &str, script: &str) -> Result<()> {
+    let sectors = "$(cat /sys/block/nvme0n1/size)";
+    for features in ["^fast_commit", "fast_commit"] {
+        f.sh(&format!(
+            "umount /mnt/t 2>/dev/null || :; dmsetup remove -f --noudevrules --noudevsync bad 2>/dev/null || :; \
+             echo 'write through' > /sys/block/nvme0n1/queue/write_cache; \
+             echo \"0 {sectors} linear /dev/nvme0n1 0\" | \
+                 dmsetup create --noudevrules --noudevsync bad"
+        ))?;
+        fresh(
+            f,
+            "/dev/mapper/bad",
+            features,
+            "aios,errors=continue",
+            "through",
+            true,
+        )?;
+        // 4 KiB blocks; from the first one to the last one.
+        let result = f.sh(&format!(
+            "set -- $(debugfs -R '{blocks}' /dev/nvme0n1 2>/dev/null | tr ' ' '\\n' | \
+                 grep '^[1-9]' | sort -n | sed -n '1p;$p'); \
+             begin=$(($1 * 8)); end=$((($2 + 1) * 8)); all={sectors}; [ $end -gt $begin ]; \
+             dmsetup suspend --noflush --nolockfs bad; \
+             {{ echo \"0 $begin linear /dev/nvme0n1 0\"; \
+                echo \"$begin $((end - begin)) flakey /dev/nvme0n1 $begin 0 9999 1 error_writes\"; \
+                echo \"$end $((all - end)) linear /dev/nvme0n1 $end\"; }} | dmsetup load bad; \
+             dmsetup resume --noudevrules --noudevsync bad; \
+             {script}"
+        ));
+        f.sh("cd /; umount /mnt/t; dmsetup remove --noudevrules --noudevsync bad")?;
+        result.map_err(|error| error.context(features.to_owned()))?;
+    }
+    Ok(())
+}
+
+fn data_error_arrives_once(f: &mut Fixture) -> Result<()> {
+    with_bad_blocks(
+        f,
+        "blocks /data",
+        "for how in fsync fdatasync; do \
+             /aios-guest sync $how --file /mnt/t/data --failing >/dev/null; done",
+    )
+}
+
+fn commit_error_arrives(f: &mut Fixture) -> Result<()> {
+    with_bad_blocks(
+        f,
+        "blocks <8>",
+        "! /aios-guest work overwrite-fsync --file /mnt/t/data --ops 1 --warmup 0 \
+             2>/tmp/error; grep -q 'sync.*Input/output error' /tmp/error",
+    )
+}
+
+/// Serial waits for the drive of one sync call, native and overlapped, as
+/// jbd-overlap/README.md has them.
+fn overlaps(f: &mut Fixture) -> Result<()> {
+    // mkfs features, cache, what is done, waits in the ordinary order and now.
+    let rows = [
+        ("^fast_commit", "through", "overwrite-fsync --bs 4096", 3, 2),
+        ("^fast_commit", "through", "append-fdatasync --bs 116", 3, 2),
+        ("^fast_commit", "through", "append-fsync --bs 4096", 3, 3),
+        ("^fast_commit", "back", "overwrite-fsync --bs 4096", 4, 3),
+        ("fast_commit", "through", "overwrite-fsync --bs 4096", 2, 1),
+        ("fast_commit", "through", "append-fdatasync --bs 116", 2, 1),
+        ("fast_commit", "back", "overwrite-fsync --bs 4096", 3, 3),
+    ];
+    for (features, cache, work, native, overlapped) in rows {
+        for (enabled, waits) in [(false, native), (true, overlapped)] {
+            fresh(f, "/dev/nvme0n1", features, "aios", cache, enabled)?;
+            // A fast commit wants a full one before it.
+            f.sh("touch /mnt/t/new; sync")?;
+            f.set_latency(WAIT_MS)?;
+            let done = f.sh(&format!(
+                "/aios-guest work {work} --file /mnt/t/data --ops 24 --warmup 4"
+            ));
+            f.set_latency(0)?;
+            let median = median_ns(&done?)? as f64 / (WAIT_MS * 1_000_000) as f64;
+            let row = || format!("{features}, write {cache}, {work}, {enabled}: {median:.2} waits");
+            check(
+                (f64::from(waits)..f64::from(waits) + 0.8).contains(&median),
+                row,
+            )?;
+        }
+    }
+    Ok(())
+}
+
+/// The median of the JSON line that a workload prints, in ns.
+fn median_ns(line: &str) -> Result<u64> {
+    serde_json::from_str::<aios_guest::work::WorkResult>(line.trim())
+        .map(|result| result.lat_p50_ns)
+        .map_err(|error| Error::new(format!("not a result: {line:?}: {error}")))
+}
