@@ -67,7 +67,7 @@ fn crash(f: &mut Fixture, seed: u64) -> Result<()> {
              /aios-guest sync $how --file $how --ops 20 --seed {seed} >/dev/null & \
              pids=\"$pids $!\"; done; \
          fio --name=uring --filename=uring --size=256k --bs=4k --rw=randwrite --fsync=1 \
-             --ioengine=io_uring --iodepth=4 --verify=crc32c --do_verify=0 --randseed={seed} \
+             --ioengine=io_uring --end_fsync=1 --verify=crc32c --do_verify=0 --randseed={seed} \
              --minimal >/dev/null; \
          for pid in $pids; do wait $pid; done; \
          /aios-guest sync fsync --file last --ops 12 --seed {seed} --shutdown >/dev/null; \
@@ -97,7 +97,7 @@ fn fresh(
     f.sh(&format!(
         "mkdir -p /mnt/t; cd /; umount /mnt/t 2>/dev/null || :; \
          echo 'write {cache}' > /sys/block/nvme0n1/queue/write_cache; \
-         mkfs.ext4 -q -F -O {features} {device} 128M; \
+         mkfs.ext4 -q -F -b 4096 -O {features} {device}; \
          mount -o {options} {device} /mnt/t; \
          echo {} > /sys/kernel/aios/enabled; \
          dd if=/dev/urandom of=/mnt/t/data bs=1M count=4 conv=fsync 2>/dev/null; sync",
