@@ -192,7 +192,7 @@ pub unsafe extern "C" fn lbio_ring_submit(
         // device reads those of commands in flight, and this one is not yet.
         let list = unsafe { &mut *ring.lists.add(index) };
         let offset = (index * size_of::<List>()) as u64;
-        (list, ring.lists_dma.wrapping_add(offset))
+        (list.entries(), ring.lists_dma.wrapping_add(offset))
     };
     let Ok(prp) = prp::build(dma, pages, list) else {
         ring.slots.release(slot);

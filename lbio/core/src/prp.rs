@@ -5,21 +5,22 @@
 //! NVM Express Base Specification 2.0, section 4.1.1. Only whole pages are
 //! described here, so no entry of a page has an offset: one page is entry 1, two
 //! are entries 1 and 2, more are entry 1 and a list, which belongs to the
-//! command's slot. Lists are short and share a page; none leaves it, so none is
-//! chained.
+//! command's slot. No list leaves its page, so none is chained.
 
 use crate::nvme::{
     PAGE_SIZE,
     Prp, //
 };
 
-/// Entries of one slot's list.
-pub const LIST_ENTRIES: usize = 8;
+/// Entries of a [`List`].
+const LIST_ENTRIES: usize = 8;
 
-/// Most pages of one command: 32 KiB.
+/// Most pages of a command whose slot has a [`List`]: 32 KiB.
 pub const MAX_PAGES: u32 = 8;
 
-/// The list of one slot.
+const _: () = assert!(MAX_PAGES as usize <= LIST_ENTRIES + 1);
+
+/// A short list of one slot; many share a page.
 ///
 /// # Invariants
 ///
@@ -28,25 +29,34 @@ pub const MAX_PAGES: u32 = 8;
 #[repr(C, align(64))]
 pub struct List([u64; LIST_ENTRIES]);
 
+impl List {
+    /// What [`build`] may write.
+    pub fn entries(&mut self) -> &mut [u64] {
+        &mut self.0
+    }
+}
+
 /// Why pages cannot be described.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PrpError {
-    /// No page, or more than [`MAX_PAGES`].
+    /// No page, or more than the list has entries for.
     Count(u32),
     /// The address of the pages is no multiple of the page size, that of the list
-    /// none of the list's, or the pages leave the bus's addresses.
+    /// none of an entry's, the list leaves its page, or the pages leave the bus's
+    /// addresses.
     Address(u64),
 }
 
 /// Describes `count` adjacent pages from bus address `first` on.
 ///
 /// `list` is asked only if there are more than two pages: for the command's list,
-/// which is written, and the bus address where the controller finds it.
+/// the first `count - 1` entries of which are written, and the bus address where
+/// the controller finds it.
 #[inline]
 pub fn build<'a>(
     first: u64,
     count: u32,
-    list: impl FnOnce() -> (&'a mut List, u64),
+    list: impl FnOnce() -> (&'a mut [u64], u64),
 ) -> Result<Prp, PrpError> {
     if !first.is_multiple_of(PAGE_SIZE) {
         return Err(PrpError::Address(first));
@@ -62,10 +72,9 @@ pub fn build<'a>(
 fn build_longer<'a>(
     first: u64,
     count: u32,
-    list: impl FnOnce() -> (&'a mut List, u64),
+    list: impl FnOnce() -> (&'a mut [u64], u64),
 ) -> Result<Prp, PrpError> {
-    const { assert!(MAX_PAGES as usize <= LIST_ENTRIES + 1) };
-    if count == 0 || count > MAX_PAGES {
+    if count == 0 {
         return Err(PrpError::Count(count));
     }
     let size = u64::from(count).wrapping_mul(PAGE_SIZE);
@@ -79,10 +88,15 @@ fn build_longer<'a>(
         return Ok(Prp { first, second });
     }
     let (list, address) = list();
-    if !address.is_multiple_of(size_of::<List>() as u64) {
+    let entries = count as usize - 1;
+    let Some(list) = list.get_mut(..entries) else {
+        return Err(PrpError::Count(count));
+    };
+    let room = (PAGE_SIZE - address % PAGE_SIZE) as usize / size_of::<u64>();
+    if !address.is_multiple_of(size_of::<u64>() as u64) || entries > room {
         return Err(PrpError::Address(address));
     }
-    for (n, entry) in (1..u64::from(count)).zip(&mut list.0) {
+    for (n, entry) in (1..u64::from(count)).zip(list) {
         *entry = page(n).to_le();
     }
     let second = address;
@@ -114,7 +128,7 @@ mod tests {
         ) {
             let first = frame * PAGE_SIZE;
             let mut list = List::default();
-            let prp = build(first, count, || (&mut list, at * 64)).unwrap();
+            let prp = build(first, count, || (list.entries(), at * 64)).unwrap();
             let want: Vec<u64> = (0..u64::from(count)).map(|n| first + n * PAGE_SIZE).collect();
             prop_assert_eq!(walk(prp, count as usize, &list), want);
             if count > 2 {
@@ -135,8 +149,10 @@ mod tests {
 
     #[test]
     fn test_build_none_and_too_many_are_refused() {
-        for count in [0, MAX_PAGES + 1, u32::MAX] {
-            let built = build(0, count, || unreachable!());
+        assert_eq!(build(0, 0, || unreachable!()), Err(PrpError::Count(0)));
+        let mut list = List::default();
+        for count in [LIST_ENTRIES as u32 + 2, u32::MAX] {
+            let built = build(0, count, || (list.entries(), 64));
             assert_eq!(built, Err(PrpError::Count(count)));
         }
     }
@@ -152,7 +168,16 @@ mod tests {
     fn test_build_unaligned_list_is_refused_only_if_used() {
         assert!(build(PAGE_SIZE, 2, || unreachable!()).is_ok());
         let mut list = List::default();
-        let built = build(PAGE_SIZE, 3, || (&mut list, 12));
+        let built = build(PAGE_SIZE, 3, || (list.entries(), 12));
         assert_eq!(built, Err(PrpError::Address(12)));
+    }
+
+    #[test]
+    fn test_build_list_that_leaves_its_page_is_refused() {
+        let mut list = [0; 4];
+        let end = 5 * PAGE_SIZE;
+        assert!(build(0, 4, || (&mut list, end - 24)).is_ok());
+        let built = build(0, 5, || (&mut list, end - 24));
+        assert_eq!(built, Err(PrpError::Address(end - 24)));
     }
 }

@@ -291,7 +291,7 @@ impl Vfio {
             (action, buffer) => {
                 let start = buffer.as_ref().map_or(0, |buffer| buffer.start() as u64);
                 let address = self.address + start + part.at;
-                let pages = part.len.div_ceil(PAGE_SIZE) as usize;
+                let pages = part.len.div_ceil(PAGE_SIZE) as u32;
                 let described = self.controller.io.describe(slot, address, pages);
                 let Ok(prp) = described else {
                     unreachable!("whole pages, as many as were cut to fit: {described:?}");

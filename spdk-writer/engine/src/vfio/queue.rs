@@ -146,21 +146,14 @@ impl Queue {
     /// Describes `pages` pages from the controller's address `first` on; a list
     /// is kept in the slot's own page, which nobody else uses as long as the
     /// slot is taken.
-    pub(super) fn describe(&self, slot: u16, first: u64, pages: usize) -> Result<Prp, PrpError> {
-        let mut all = [0; 513];
-        let limit = all.len();
-        let Some(pages) = all.get_mut(..pages) else {
-            return Err(PrpError::TooLong { pages, limit });
-        };
-        for (n, page) in (0..).zip(pages.iter_mut()) {
-            *page = first + n * PAGE_SIZE;
-        }
-        let mut list = [0; 512];
-        let prp = prp::build(pages, &mut list, self.slot_address(slot))?;
-        if pages.len() > 2 {
-            for (n, entry) in list.iter().take(pages.len() - 1).enumerate() {
-                self.slot_word(slot, n).store(*entry, Ordering::Relaxed);
-            }
+    pub(super) fn describe(&self, slot: u16, first: u64, pages: u32) -> Result<Prp, PrpError> {
+        let mut list = None;
+        let prp = prp::build(first, pages, || {
+            let list = list.insert([0; ALIGNMENT / 8]);
+            (list.as_mut_slice(), self.slot_address(slot))
+        })?;
+        for (n, entry) in list.iter().flatten().take(pages as usize - 1).enumerate() {
+            self.slot_word(slot, n).store(*entry, Ordering::Relaxed);
         }
         Ok(prp)
     }
