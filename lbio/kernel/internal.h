@@ -275,6 +275,7 @@ bool lbio_dma_lazy(struct device *dma_dev);
 void lbio_pool_refill(struct lbio_queue *queue);
 void lbio_pool_advance(struct lbio_queue *queue);
 void lbio_pool_set_aside(struct lbio_queue *queue, struct lbio_chunk **chunk);
+void lbio_pool_unmap(struct lbio_queue *queue, struct lbio_chunk *chunk);
 void lbio_pool_unmap_idle(struct lbio_queue *queue);
 void lbio_pool_tick(struct lbio_queue *queue);
 void lbio_pool_drain(struct lbio_queue *queue);

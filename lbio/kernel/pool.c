@@ -18,8 +18,8 @@
  * Only for devices that are trusted and coherent, which see all memory without
  * bouncing (lbio_dma_refusal()); and chunks have more than one page only if the
  * IOMMU, if any, is in lazy mode. In strict mode the administrator wants pages
- * out of reach at once: each is a chunk of its own, and lbio_put_pages() unmaps
- * it before anybody sees the data.
+ * out of reach at once: each is a chunk of its own, which its read unmaps before
+ * anybody sees the data.
  */
 
 #include <linux/device.h>
@@ -202,6 +202,22 @@ void lbio_pool_unmap_idle(struct lbio_queue *queue)
 
 	list_for_each_entry_safe(chunk, next, &idle, list)
 		lbio_chunk_free(queue, chunk);
+}
+
+/*
+ * Unmaps a chunk in strict mode, whose only page was read into, or was to be. It
+ * is taken out of reach of whoever unmaps what is idle first: they might not be
+ * done when this returns, and then the device could still write to the page.
+ */
+void lbio_pool_unmap(struct lbio_queue *queue, struct lbio_chunk *chunk)
+{
+	spin_lock(&queue->sq_lock);
+	if (chunk == queue->chunk)
+		WRITE_ONCE(queue->chunk, NULL);
+	else
+		list_del(&chunk->list);
+	spin_unlock(&queue->sq_lock);
+	lbio_chunk_free(queue, chunk);
 }
 
 /* Gives back a chunk that is old, or that nobody has used since last time. */

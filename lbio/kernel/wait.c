@@ -91,25 +91,13 @@ static void lbio_end_acct(struct lbio_io *io)
 	part_stat_unlock();
 }
 
-/*
- * The device is done with the last @nr pages, or was never told of them. In
- * strict mode it cannot reach them any more when this returns.
- */
+/* The device is done with the last @nr pages, or was never told of them. */
 void lbio_put_pages(struct lbio_io *io, unsigned int nr)
 {
-	struct lbio_queue *queue = io->queue;
-	struct lbio_chunk *chunk = io->chunk;
-
-	if (likely(queue->dev->lazy)) {
-		lbio_chunk_finish(&chunk->state, nr);
-		return;
-	}
-	spin_lock(&queue->sq_lock);
-	if (chunk == queue->chunk)
-		lbio_pool_set_aside(queue, &queue->chunk);
-	lbio_chunk_finish(&chunk->state, nr);
-	spin_unlock(&queue->sq_lock);
-	lbio_pool_unmap_idle(queue);
+	if (likely(io->queue->dev->lazy))
+		lbio_chunk_finish(&io->chunk->state, nr);
+	else
+		lbio_pool_unmap(io->queue, io->chunk);
 }
 
 /* Throws a folio away that nobody is to see. */
@@ -135,8 +123,11 @@ static unsigned int lbio_finish(struct lbio_io *io, int status)
 
 	status = lbio_inject(status);
 	trace_lbio_complete(io, status);
-	dma_sync_single_for_cpu(io->queue->dev->dma_dev, io->dma,
-				(size_t)io->nr << PAGE_SHIFT, DMA_FROM_DEVICE);
+	/* In strict mode the pages are unmapped here, which is more than that. */
+	if (likely(io->queue->dev->lazy))
+		dma_sync_single_for_cpu(io->queue->dev->dma_dev, io->dma,
+					(size_t)io->nr << PAGE_SHIFT,
+					DMA_FROM_DEVICE);
 	lbio_put_pages(io, io->nr);
 	lbio_end_acct(io);
 	percpu_ref_put(&bdev_get_queue(io->bdev)->q_usage_counter);
