@@ -243,6 +243,10 @@ pub(crate) struct Guest {
     _lock: File,
 }
 
+/// A command for scripts that expects another to fail: the shell's own `!` does
+/// not end a script, whatever comes of it.
+const NO: &str = "no() { if \"$@\"; then echo \"no error: $*\" >&2; exit 1; fi; }\n";
+
 impl Guest {
     /// Boots and waits for the agent. Fails with the console's last words.
     ///
@@ -414,11 +418,14 @@ impl Guest {
     }
 
     /// `run` of a shell script, failing unless every command in it (`set -e`)
-    /// and so the script exits with 0; its standard output.
+    /// and so the script exits with 0; its standard output. The script has
+    /// [`NO`].
     pub(crate) fn sh(&mut self, script: &str, timeout: Duration) -> Result<String> {
         let timeout_s = timeout.as_secs() + u64::from(timeout.subsec_nanos() > 0);
         let output = self.run(&GuestCommand {
-            argv: ["/bin/sh", "-ec", script].map(str::to_owned).to_vec(),
+            argv: ["/bin/sh", "-ec", &format!("{NO}{script}")]
+                .map(str::to_owned)
+                .to_vec(),
             env: Vec::new(),
             timeout_s,
         })?;

@@ -232,7 +232,7 @@ const NATIVE: Group = Group {
             fio_verify(f)
         }),
         ("refuses-the-mount-option", |f| {
-            f.sh("umount /mnt/t; ! mount -o aios /dev/nvme0n1 /mnt/t")
+            f.sh("umount /mnt/t; no mount -o aios /dev/nvme0n1 /mnt/t")
                 .map(drop)
         }),
     ],
@@ -580,7 +580,7 @@ fn off_by_default(f: &mut Fixture) -> Result<()> {
     check(enabled.trim() == "0", || format!("enabled is {enabled:?}"))?;
     f.sh(
         "mkdir -p /mnt/t; mkfs.ext4 -q -F /dev/nvme0n1; mount /dev/nvme0n1 /mnt/t; \
-         ! grep -q aios /proc/mounts; \
+         no grep -q aios /proc/mounts; \
          dd if=/dev/urandom of=/mnt/t/data bs=1M count=16 conv=fsync 2>/dev/null",
     )?;
     let polls = f.read(200, "")?;
@@ -612,7 +612,7 @@ fn remount(f: &mut Fixture) -> Result<()> {
     let off = f.read(100, "")?;
     f.sh("mount -o remount,aios /mnt/t; grep ' /mnt/t ' /proc/mounts | grep -qw aios")?;
     let on = f.read(100, "")?;
-    f.sh("mount -o remount,noaios /mnt/t; ! grep ' /mnt/t ' /proc/mounts | grep -qw aios")?;
+    f.sh("mount -o remount,noaios /mnt/t; no grep -q ' /mnt/t .*[ ,]aios[ ,]' /proc/mounts")?;
     let off_again = f.read(100, "")?;
     check(
         off.total() == 0 && on.hits >= 80 && off_again.total() == 0,

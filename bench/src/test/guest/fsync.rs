@@ -39,22 +39,19 @@ const WAIT_MS: u64 = 25;
 /// Every way to sync, with and without overlap: nothing is lost when the file
 /// system stops right after the last answer, and e2fsck finds no fault.
 fn survives_a_crash(f: &mut Fixture) -> Result<()> {
-    // mkfs features, mount options, cache, stack enabled.
+    // Mount options, cache, stack enabled.
     let setups = [
-        ("^fast_commit", "aios", "back", true),
-        ("^fast_commit", "aios,dioread_lock", "through", true),
-        ("^fast_commit", "aios,data=writeback", "through", true),
-        ("^fast_commit", "aios,data=journal", "back", true),
-        ("fast_commit", "aios", "through", true),
-        ("fast_commit", "aios,dioread_lock", "through", true),
-        ("fast_commit", "aios", "back", true),
-        ("fast_commit", "aios", "through", false),
+        ("aios", "back", true),
+        ("aios,dioread_lock", "through", true),
+        ("aios,data=writeback", "through", true),
+        ("aios,data=journal", "back", true),
+        ("aios,dioread_lock", "back", true),
+        ("aios", "through", false),
     ];
-    for (seed, (features, options, cache, enabled)) in (1..).zip(setups) {
-        fresh(f, "/dev/nvme0n1", features, options, cache, enabled)?;
-        crash(f, seed).map_err(|error| {
-            error.context(format!("{features}, {options}, write {cache}, {enabled}"))
-        })?;
+    for (seed, (options, cache, enabled)) in (1..).zip(setups) {
+        fresh(f, "/dev/nvme0n1", options, cache, enabled)?;
+        crash(f, seed)
+            .map_err(|error| error.context(format!("{options}, write {cache}, {enabled}")))?;
     }
     Ok(())
 }
@@ -86,18 +83,11 @@ fn crash(f: &mut Fixture, seed: u64) -> Result<()> {
 }
 
 /// A new file system on `device`, mounted at /mnt/t.
-fn fresh(
-    f: &mut Fixture,
-    device: &str,
-    features: &str,
-    options: &str,
-    cache: &str,
-    enabled: bool,
-) -> Result<()> {
+fn fresh(f: &mut Fixture, device: &str, options: &str, cache: &str, enabled: bool) -> Result<()> {
     f.sh(&format!(
         "mkdir -p /mnt/t; cd /; umount /mnt/t 2>/dev/null || :; \
          echo 'write {cache}' > /sys/block/nvme0n1/queue/write_cache; \
-         mkfs.ext4 -q -F -b 4096 -O {features} {device}; \
+         mkfs.ext4 -q -F -b 4096 -O ^fast_commit {device}; \
          mount -o {options} {device} /mnt/t; \
          echo {} > /sys/kernel/aios/enabled; \
          dd if=/dev/urandom of=/mnt/t/data bs=1M count=4 conv=fsync 2>/dev/null; sync",
@@ -107,26 +97,19 @@ fn fresh(
 }
 
 /// Runs `script` with the drive behind a device mapper that fails every write to
-/// the blocks that `blocks` (a command for debugfs) prints, for either commit.
+/// the blocks that `blocks` (a command for debugfs) prints.
 fn with_bad_blocks(f: &mut Fixture, blocks: &str, script: &str) -> Result<()> {
     let sectors = "$(cat /sys/block/nvme0n1/size)";
-    for features in ["^fast_commit", "fast_commit"] {
-        f.sh(&format!(
-            "umount /mnt/t 2>/dev/null || :; dmsetup remove -f --noudevrules --noudevsync bad 2>/dev/null || :; \
-             echo 'write through' > /sys/block/nvme0n1/queue/write_cache; \
-             echo \"0 {sectors} linear /dev/nvme0n1 0\" | \
-                 dmsetup create --noudevrules --noudevsync bad"
-        ))?;
-        fresh(
-            f,
-            "/dev/mapper/bad",
-            features,
-            "aios,errors=continue",
-            "through",
-            true,
-        )?;
+    f.sh(&format!(
+        "umount /mnt/t 2>/dev/null || :; dmsetup remove -f bad 2>/dev/null || :; \
+         echo 'write through' > /sys/block/nvme0n1/queue/write_cache; \
+         echo \"0 {sectors} linear /dev/nvme0n1 0\" | dmsetup create bad"
+    ))?;
+    let options = "aios,errors=continue";
+    let made = fresh(f, "/dev/mapper/bad", options, "through", true);
+    let result = made.and_then(|()| {
         // 4 KiB blocks; from the first one to the last one.
-        let result = f.sh(&format!(
+        f.sh(&format!(
             "set -- $(debugfs -R '{blocks}' /dev/nvme0n1 2>/dev/null | tr ' ' '\\n' | \
                  grep '^[1-9]' | sort -n | sed -n '1p;$p'); \
              begin=$(($1 * 8)); end=$((($2 + 1) * 8)); all={sectors}; [ $end -gt $begin ]; \
@@ -134,13 +117,12 @@ fn with_bad_blocks(f: &mut Fixture, blocks: &str, script: &str) -> Result<()> {
              {{ echo \"0 $begin linear /dev/nvme0n1 0\"; \
                 echo \"$begin $((end - begin)) flakey /dev/nvme0n1 $begin 0 9999 1 error_writes\"; \
                 echo \"$end $((all - end)) linear /dev/nvme0n1 $end\"; }} | dmsetup load bad; \
-             dmsetup resume --noudevrules --noudevsync bad; \
+             dmsetup resume bad; \
              {script}"
-        ));
-        f.sh("cd /; umount /mnt/t; dmsetup remove --noudevrules --noudevsync bad")?;
-        result.map_err(|error| error.context(features.to_owned()))?;
-    }
-    Ok(())
+        ))
+    });
+    f.sh("cd /; umount /mnt/t 2>/dev/null || :; dmsetup remove bad")?;
+    result.map(drop)
 }
 
 fn data_error_arrives_once(f: &mut Fixture) -> Result<()> {
@@ -156,7 +138,7 @@ fn commit_error_arrives(f: &mut Fixture) -> Result<()> {
     with_bad_blocks(
         f,
         "blocks <8>",
-        "! /aios-guest work overwrite-fsync --file /mnt/t/data --ops 1 --warmup 0 \
+        "no /aios-guest work overwrite-fsync --file /mnt/t/data --ops 1 --warmup 0 \
              2>/tmp/error; grep -q 'sync.*Input/output error' /tmp/error",
     )
 }
@@ -164,28 +146,23 @@ fn commit_error_arrives(f: &mut Fixture) -> Result<()> {
 /// Serial waits for the drive of one sync call, native and overlapped, as
 /// jbd-overlap/README.md has them.
 fn overlaps(f: &mut Fixture) -> Result<()> {
-    // mkfs features, cache, what is done, waits in the ordinary order and now.
+    // Cache, what is done, waits in the ordinary order and now.
     let rows = [
-        ("^fast_commit", "through", "overwrite-fsync --bs 4096", 3, 2),
-        ("^fast_commit", "through", "append-fdatasync --bs 116", 3, 2),
-        ("^fast_commit", "through", "append-fsync --bs 4096", 3, 3),
-        ("^fast_commit", "back", "overwrite-fsync --bs 4096", 4, 3),
-        ("fast_commit", "through", "overwrite-fsync --bs 4096", 2, 1),
-        ("fast_commit", "through", "append-fdatasync --bs 116", 2, 1),
-        ("fast_commit", "back", "overwrite-fsync --bs 4096", 3, 3),
+        ("through", "overwrite-fsync --bs 4096", 3, 2),
+        ("through", "append-fdatasync --bs 116", 3, 2),
+        ("through", "append-fsync --bs 4096", 3, 3),
+        ("back", "overwrite-fsync --bs 4096", 4, 3),
     ];
-    for (features, cache, work, native, overlapped) in rows {
+    for (cache, work, native, overlapped) in rows {
         for (enabled, waits) in [(false, native), (true, overlapped)] {
-            fresh(f, "/dev/nvme0n1", features, "aios", cache, enabled)?;
-            // A fast commit wants a full one before it.
-            f.sh("touch /mnt/t/new; sync")?;
+            fresh(f, "/dev/nvme0n1", "aios", cache, enabled)?;
             f.set_latency(WAIT_MS)?;
             let done = f.sh(&format!(
                 "/aios-guest work {work} --file /mnt/t/data --ops 24 --warmup 4"
             ));
             f.set_latency(0)?;
             let median = median_ns(&done?)? as f64 / (WAIT_MS * 1_000_000) as f64;
-            let row = || format!("{features}, write {cache}, {work}, {enabled}: {median:.2} waits");
+            let row = || format!("write {cache}, {work}, {enabled}: {median:.2} waits");
             check(
                 (f64::from(waits)..f64::from(waits) + 0.8).contains(&median),
                 row,
