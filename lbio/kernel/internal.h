@@ -141,6 +141,7 @@ struct lbio_chunk {
  * @inserted: those that are in the page cache, locked, as bits
  * @valid: they may be seen when they are read
  * @low: the pool needs pages
+ * @thrashing: it reads what was in use when it was evicted
  */
 struct lbio_io {
 	struct block_device *bdev;
@@ -154,6 +155,7 @@ struct lbio_io {
 	u8 inserted;
 	bool valid;
 	bool low;
+	bool thrashing;
 };
 
 /**
@@ -234,13 +236,13 @@ struct lbio_dev {
 };
 
 void lbio_reap(struct lbio_queue *queue);
+void lbio_schedule_tick(struct lbio_queue *queue);
 
 /* lbio_wake() has a token of a queue's, not of a task's: wake its worker. */
 #define LBIO_TOKEN_QUEUE	4
 
 void lbio_start_acct(struct lbio_io *io);
 unsigned int lbio_wait(struct lbio_io *io, const struct inode *inode);
-void lbio_discard(struct folio *folio, bool inserted);
 void lbio_put_pages(struct lbio_io *io, unsigned int nr);
 void lbio_orphan_work(struct work_struct *work);
 

@@ -57,6 +57,9 @@ const char *lbio_dma_refusal(struct device *dma_dev)
 		return "DMA is not coherent";
 	if (is_swiotlb_force_bounce(dma_dev))
 		return "DMA through bounce buffers";
+	/* May bounce, or translate, where nobody here could see it. */
+	if (get_dma_ops(dma_dev))
+		return "DMA mapped by the platform";
 	if (dma_addressing_limited(dma_dev))
 		return "device cannot address all memory";
 	return NULL;
@@ -131,10 +134,13 @@ free_chunk:
 /* Unmaps a chunk that nothing is in flight into, and drops its references. */
 static void lbio_chunk_free(struct lbio_queue *queue, struct lbio_chunk *chunk)
 {
+	/* What was read has been synced, and may have been written to since. */
+	unsigned long attrs = queue->dev->lazy ? DMA_ATTR_SKIP_CPU_SYNC : 0;
 	unsigned int i;
 
-	dma_unmap_page(queue->dev->dma_dev, chunk->dma,
-		       (size_t)chunk->nr << PAGE_SHIFT, DMA_FROM_DEVICE);
+	dma_unmap_page_attrs(queue->dev->dma_dev, chunk->dma,
+			     (size_t)chunk->nr << PAGE_SHIFT, DMA_FROM_DEVICE,
+			     attrs);
 	for (i = 0; i < chunk->nr; i++)
 		put_page(chunk->page + i);
 	kfree(chunk);
@@ -179,7 +185,7 @@ void lbio_pool_refill(struct lbio_queue *queue)
 			lbio_pool_advance(queue);
 		if (!queue->ticking) {
 			queue->ticking = true;
-			schedule_delayed_work(&queue->tick, LBIO_TICK);
+			lbio_schedule_tick(queue);
 		}
 		chunk = NULL;
 	}

@@ -17,6 +17,7 @@
  */
 
 #include <linux/bitops.h>
+#include <linux/blkdev.h>
 #include <linux/debugfs.h>
 #include <linux/device.h>
 #include <linux/dma-mapping.h>
@@ -39,7 +40,8 @@ static DEFINE_MUTEX(lbio_devs_lock);
 /*
  * Wakes the owner of a slot. He may be on his way already, even exit: tasks are
  * freed after a grace period, and interrupts are disabled here. If he was killed
- * the slot is the queue's.
+ * the slot is the queue's, whose work must not wait for memory: its pages are
+ * locked, and a reset of the drive that memory is written to waits for it.
  */
 void lbio_wake(u64 token)
 {
@@ -47,7 +49,7 @@ void lbio_wake(u64 token)
 
 	if (token & LBIO_TOKEN_QUEUE) {
 		queue = (void *)(unsigned long)(token & ~LBIO_TOKEN_QUEUE);
-		queue_work(system_percpu_wq, &queue->orphan_work);
+		kblockd_schedule_work(&queue->orphan_work);
 		return;
 	}
 	wake_up_process((struct task_struct *)(unsigned long)token);
@@ -149,6 +151,12 @@ static void lbio_tick_commands(struct lbio_queue *queue)
 	dev->ops->timeout(dev, dev->priv);
 }
 
+/* On a workqueue that makes progress when memory is short: see lbio_wake(). */
+void lbio_schedule_tick(struct lbio_queue *queue)
+{
+	kblockd_mod_delayed_work_on(WORK_CPU_UNBOUND, &queue->tick, LBIO_TICK);
+}
+
 static void lbio_tick(struct work_struct *work)
 {
 	struct lbio_queue *queue =
@@ -166,7 +174,7 @@ static void lbio_tick(struct work_struct *work)
 	    !lbio_ring_flying(queue->ring))
 		queue->ticking = false;
 	else
-		schedule_delayed_work(&queue->tick, LBIO_TICK);
+		lbio_schedule_tick(queue);
 	spin_unlock(&queue->sq_lock);
 }
 

@@ -37,11 +37,12 @@
  *
  * - Reset and removal of the controller: the reader holds a reference to the
  *   usage counter of the request queue, so they wait for him, having cancelled
- *   his command (queue.c). A read that fails for any reason leaves no folio
- *   behind: the ordinary path reads again, and reports what there is to report.
+ *   his command (queue.c). What a read that fails for any reason leaves behind
+ *   the ordinary path reads again, and reports what there is to report.
  *
- * A folio that was inserted and is not wanted is removed from the page cache
- * before it is unlocked, as by truncation. Who waited for it looks again.
+ * A folio that was inserted, and into which no read was sent, is removed from
+ * the page cache before it is unlocked, as by truncation. One whose read failed,
+ * or is not wanted, stays, not up to date. Who waited for it looks again.
  */
 
 #include <linux/blkdev.h>
@@ -54,6 +55,17 @@
 #include "../blk-rq-qos.h"
 #include "internal.h"
 #include "trace.h"
+
+/* Tasks may have asked for pages of other nodes than the pool's. */
+static bool lbio_may_use(const struct page *page)
+{
+#ifdef CONFIG_NUMA
+	return !current->mempolicy && !cpuset_do_page_mem_spread() &&
+	       node_isset(page_to_nid(page), cpuset_current_mems_allowed);
+#else
+	return true;
+#endif
+}
 
 /* Notes why the ordinary path has to read. */
 static noinline bool lbio_refuse(const struct inode *inode, pgoff_t index,
@@ -74,11 +86,11 @@ static bool lbio_take_pages(struct lbio_io *io, unsigned int nr)
 	struct lbio_queue *queue = io->queue;
 	int index = -ENOMEM;
 
-	if (likely(queue->chunk))
+	if (likely(queue->chunk && lbio_may_use(queue->chunk->page)))
 		index = lbio_chunk_take(&queue->chunk->state, nr);
 	if (unlikely(index < 0)) {
 		lbio_pool_advance(queue);
-		if (!queue->chunk)
+		if (!queue->chunk || !lbio_may_use(queue->chunk->page))
 			return false;
 		nr = min(nr, lbio_chunk_left(&queue->chunk->state));
 		index = lbio_chunk_take(&queue->chunk->state, nr);
@@ -128,7 +140,7 @@ static bool lbio_submit(struct lbio_io *io, const struct lbio_ns *ns,
 	queue->started[io->slot] = jiffies;
 	if (unlikely(!queue->ticking)) {
 		queue->ticking = true;
-		schedule_delayed_work(&queue->tick, LBIO_TICK);
+		lbio_schedule_tick(queue);
 	}
 	trace_lbio_submit(io, sector);
 	return true;
@@ -175,16 +187,6 @@ static bool lbio_is_sequential(const struct file *file,
 	return index - miss - 1 > nr;
 }
 
-/* Pages of the pool are the local node's; tasks may have asked for others. */
-static bool lbio_may_use_pool(struct lbio_queue *queue)
-{
-#ifdef CONFIG_NUMA
-	return !current->mempolicy && !cpuset_do_page_mem_spread() &&
-	       node_isset(numa_node_id(), cpuset_current_mems_allowed);
-#else
-	return true;
-#endif
-}
 
 /* How many of @nr pages from @sector on one command may read; one at least. */
 static unsigned int lbio_limit(struct request_queue *q, sector_t sector,
@@ -210,17 +212,20 @@ static unsigned int lbio_limit(struct request_queue *q, sector_t sector,
 static void lbio_insert(struct lbio_io *io, struct address_space *mapping,
 			pgoff_t index)
 {
-	gfp_t gfp = mapping_gfp_constraint(mapping, GFP_KERNEL);
+	/* Nobody is to be killed for a page that the ordinary path could wait for. */
+	gfp_t gfp = readahead_gfp_mask(mapping);
 	unsigned int i;
 	int error;
 
 	for (i = 0; i < io->nr; i++)
 		get_page(io->page + i);
 	for (i = 0; i < io->nr; i++) {
-		error = filemap_add_folio(mapping, page_folio(io->page + i),
-					  index + i, gfp);
+		struct folio *folio = page_folio(io->page + i);
+
+		error = filemap_add_folio(mapping, folio, index + i, gfp);
 		if (likely(!error)) {
 			io->inserted |= BIT(i);
+			io->thrashing |= folio_test_workingset(folio);
 			continue;
 		}
 		if (error != -EEXIST) {
@@ -230,6 +235,16 @@ static void lbio_insert(struct lbio_io *io, struct address_space *mapping,
 		}
 		lbio_refuse(mapping->host, index + i, LBIO_EV_PRESENT);
 	}
+}
+
+/* Throws a folio away that nobody is to see. */
+static void lbio_discard(struct folio *folio, bool inserted)
+{
+	if (inserted) {
+		filemap_remove_folio(folio);
+		folio_unlock(folio);
+	}
+	folio_put(folio);
 }
 
 /*
@@ -253,10 +268,8 @@ static noinline bool lbio_start_early(struct lbio_io *io,
 	/* What follows a page that is there already is for another read. */
 	for (i = ffz(io->inserted); i < io->nr; i++)
 		if (io->inserted & BIT(i)) {
-			struct folio *folio = page_folio(io->page + i);
-
-			filemap_remove_folio(folio);
-			folio_unlock(folio);
+			folio_get(page_folio(io->page + i));
+			lbio_discard(page_folio(io->page + i), true);
 			io->inserted &= ~BIT(i);
 		}
 	if (!io->inserted)
@@ -401,7 +414,7 @@ bool lbio_read_miss(struct kiocb *iocb, struct address_space *mapping,
 		goto put_queue;
 	why = LBIO_EV_STOPPED;
 	io.queue = READ_ONCE(ns->dev->map[raw_smp_processor_id()]);
-	if (unlikely(!io.queue || !lbio_may_use_pool(io.queue)))
+	if (unlikely(!io.queue))
 		goto put_queue;
 	/* Unmapped one by one they would cost more than by the ordinary path. */
 	why = LBIO_EV_NO_PAGE;
@@ -423,6 +436,7 @@ bool lbio_read_miss(struct kiocb *iocb, struct address_space *mapping,
 	io.inserted = 0;
 	io.valid = false;
 	io.low = false;
+	io.thrashing = false;
 	started = lbio_start(&io, ns, &extent, mapping, index, nr);
 	filemap_invalidate_unlock_shared(mapping);
 	if (unlikely(!started)) {

@@ -14,9 +14,11 @@
 #include <linux/blkdev.h>
 #include <linux/debugfs.h>
 #include <linux/delay.h>
+#include <linux/delayacct.h>
 #include <linux/dma-mapping.h>
 #include <linux/pagemap.h>
 #include <linux/part_stat.h>
+#include <linux/psi.h>
 #include <linux/sched.h>
 #include <linux/sched/clock.h>
 #include <linux/sched/signal.h>
@@ -100,21 +102,12 @@ void lbio_put_pages(struct lbio_io *io, unsigned int nr)
 		lbio_pool_unmap(io->queue, io->chunk);
 }
 
-/* Throws a folio away that nobody is to see. */
-void lbio_discard(struct folio *folio, bool inserted)
-{
-	if (inserted) {
-		filemap_remove_folio(folio);
-		folio_unlock(folio);
-	}
-	folio_put(folio);
-}
-
 /*
  * Ends a read that is complete with @status: all that has to be done before
- * anybody may look, then unlocks the folios that may be seen, and throws the
- * others away. Returns those that may, as bits; the read's references to them
- * are the caller's.
+ * anybody may look, then unlocks the folios. Returns those that may be seen, as
+ * bits; the read's references to them are the caller's. The others are not up to
+ * date, and whoever comes for them reads them by the ordinary path: the mapping
+ * may be gone as soon as the last one is unlocked, so none is removed here.
  */
 static unsigned int lbio_finish(struct lbio_io *io, int status)
 {
@@ -142,10 +135,10 @@ static unsigned int lbio_finish(struct lbio_io *io, int status)
 	for (i = 0; i < io->nr; i++) {
 		struct folio *folio = page_folio(io->page + i);
 
-		if (likely(good & BIT(i)))
-			folio_end_read(folio, true);
-		else
-			lbio_discard(folio, io->inserted & BIT(i));
+		if (io->inserted & BIT(i))
+			folio_end_read(folio, good & BIT(i));
+		if (unlikely(!(good & BIT(i))))
+			folio_put(folio);
 	}
 	return good;
 }
@@ -278,6 +271,39 @@ static int lbio_sleep(struct lbio_io *io)
 	}
 }
 
+/* Returns the status, or -EINTR if the reader was killed and left the read. */
+static int lbio_wait_slot(struct lbio_io *io, const struct inode *inode)
+{
+	int status = -EINPROGRESS;
+	struct aios_poll poll;
+	bool hit = false;
+
+	if (aios_poll_begin(&poll, inode, io->nr << PAGE_SHIFT)) {
+		status = lbio_spin_slot(io, &poll);
+		hit = status != -EINPROGRESS;
+	}
+	if (!hit)
+		status = lbio_sleep(io);
+	aios_poll_end(&poll, hit);
+	return status;
+}
+
+/* As above, for pages that were in use when memory ran short: a stall for it. */
+static noinline int lbio_wait_thrashing(struct lbio_io *io,
+					const struct inode *inode)
+{
+	unsigned long flags;
+	bool nested;
+	int status;
+
+	delayacct_thrashing_start(&nested);
+	psi_memstall_enter(&flags);
+	status = lbio_wait_slot(io, inode);
+	psi_memstall_leave(&flags);
+	delayacct_thrashing_end(&nested);
+	return status;
+}
+
 /**
  * lbio_wait - wait for a read, and end it
  * @io: the read
@@ -289,20 +315,15 @@ static int lbio_sleep(struct lbio_io *io)
  */
 unsigned int lbio_wait(struct lbio_io *io, const struct inode *inode)
 {
-	struct aios_poll poll;
-	bool hit = false;
 	int status;
 
 	/* It may be complete before anybody waited; that teaches nothing. */
 	status = lbio_ring_take(io->queue->ring, io->slot);
 	if (status == -EINPROGRESS) {
-		if (aios_poll_begin(&poll, inode, io->nr << PAGE_SHIFT)) {
-			status = lbio_spin_slot(io, &poll);
-			hit = status != -EINPROGRESS;
-		}
-		if (!hit)
-			status = lbio_sleep(io);
-		aios_poll_end(&poll, hit);
+		if (unlikely(io->thrashing))
+			status = lbio_wait_thrashing(io, inode);
+		else
+			status = lbio_wait_slot(io, inode);
 		if (unlikely(status == -EINTR))
 			return 0;
 	}
