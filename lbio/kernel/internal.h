@@ -169,7 +169,7 @@ struct lbio_io {
  * @polled: it has no interrupt
  * @live: the controller knows it. Written under both locks, read under either.
  * @ticking: @tick is scheduled, or running and will schedule itself
- * @used: a page was taken since @tick ran last
+ * @used: a page was taken, or a chunk came, since @tick ran last
  * @refilling: somebody fetches pages
  * @chunk: pages to take, or NULL
  * @next: pages to take after those, or NULL

@@ -181,6 +181,8 @@ void lbio_pool_refill(struct lbio_queue *queue)
 	/* Others may have refilled meanwhile; more than two are too many. */
 	if (chunk && queue->live && !queue->next) {
 		WRITE_ONCE(queue->next, chunk);
+		/* Not for the next tick to throw away. */
+		queue->used = true;
 		if (!queue->chunk || !lbio_chunk_left(&queue->chunk->state))
 			lbio_pool_advance(queue);
 		if (!queue->ticking) {
