@@ -187,7 +187,6 @@ static bool lbio_is_sequential(const struct file *file,
 	return index - miss - 1 > nr;
 }
 
-
 /* How many of @nr pages from @sector on one command may read; one at least. */
 static unsigned int lbio_limit(struct request_queue *q, sector_t sector,
 			       pgoff_t nr)
