@@ -171,12 +171,21 @@ pub enum Unsupported {
     /// A pax header of that many bytes, more than overlaybd ever writes.
     Pax(u64),
     /// More segments than [`MAX_SEGMENTS`](crate::lsmt::MAX_SEGMENTS) in a
-    /// layer, or a layer beyond 1 PiB.
+    /// layer, a layer beyond 1 PiB, or an image beyond
+    /// [`MAX_SECTORS`](crate::lsmt::MAX_SECTORS).
     TooLarge {
         /// What there is too much of.
         name: &'static str,
         /// How much.
         value: u64,
+    },
+    /// Indexes and jump tables of layers that take more memory than a
+    /// [`Budget`](crate::image::Budget) allows.
+    Memory {
+        /// Bytes that the layers so far need.
+        needed: u64,
+        /// Bytes that they may take.
+        most: u64,
     },
 }
 
@@ -294,6 +303,10 @@ impl fmt::Display for Unsupported {
             }
             Unsupported::Pax(size) => write!(f, "a tar file with a pax header of {size} bytes"),
             Unsupported::TooLarge { name, value } => write!(f, "too large: {value} {name}"),
+            Unsupported::Memory { needed, most } => write!(
+                f,
+                "indexes and jump tables of {needed} bytes in all layers, {most} at most"
+            ),
         }
     }
 }

@@ -22,6 +22,7 @@
 //! | blocks of a zfile | at most one per 5 stored bytes (per stored byte without checksums) |
 //! | index of a layer, while opening | 48 per segment really present, [`lsmt::MAX_SEGMENTS`] at most |
 //! | index of an image, and a log, while merging | 64 per segment of the layers, 32 per layer more |
+//! | all layers of an image, while opening | [`image::MAX_MEMORY`], by who keeps an [`image::Budget`] |
 //! | index of an image, for good | 13 per segment after merging (17 from 1 TiB up) |
 //!
 //! # Layout

@@ -20,7 +20,7 @@ pub struct Scratch<P: Platform> {
     pub(crate) stored: <P::Memory as Memory>::Buf<u8>,
     /// A decoded block of which only a part was asked for.
     pub(crate) block: <P::Memory as Memory>::Buf<u8>,
-    /// Layer and number of the block in `block`, within one call.
+    /// Layer and number of the block in `block`.
     pub(crate) holds: Option<(usize, u64)>,
     pub(crate) lz4: Option<<P::Lz4 as Codec>::Workspace>,
     pub(crate) zstd: Option<<P::Zstd as Codec>::Workspace>,

@@ -13,8 +13,10 @@ use obd_core::error::{
     Reason,
     Unsupported, //
 };
+use obd_core::image::Budget;
 use obd_core::platform::Crc32c;
 use obd_core::scratch::Scratch;
+use obd_core::source::Bytes;
 use obd_host::Hardware;
 
 /// A layer of `{lba, len, zeroed}` segments with their data one behind the
@@ -334,6 +336,56 @@ fn warp_layers_are_refused_as_what_they_are() {
         layer(file),
         Err(Error::Unsupported(Unsupported::Warp))
     ));
+}
+
+/// Addresses have 50 bits: a larger image could not be addressed, nor its size
+/// in bytes be kept by who counts them in 63 bits.
+#[test]
+fn sizes_beyond_the_format_are_refused() {
+    let most = 1u64 << 50;
+    let opened = layer(committed(&[(0, 4, false)], most * 512)).unwrap();
+    assert_eq!(image(vec![opened]).unwrap().size(), most * 512);
+    for sectors in [most + 1, u64::MAX / 512] {
+        let error = layer(committed(&[(0, 4, false)], sectors * 512))
+            .err()
+            .unwrap();
+        assert_eq!(
+            error.to_string(),
+            format!("not supported: too large: {sectors} sectors of virtual size, 2^50 at most")
+        );
+    }
+    // A read-write layer says its size in the header alone.
+    let log = lsmt_header(1, 4096, 0, 0);
+    for (sectors, refused) in [(most, false), (most + 1, true)] {
+        let data = lsmt_header(3, 0, 0, sectors * 512);
+        let opened = TestLayer::open_log(Bytes(data), Bytes(log.clone()));
+        assert_eq!(opened.is_err(), refused, "{sectors}");
+    }
+}
+
+/// A file pays for its index with its size, but once: named again, it takes
+/// memory for nothing.
+#[test]
+fn layers_have_a_budget_of_memory() {
+    let segments = [(0, 4, false), (8, 4, false)];
+    let open = || layer(committed(&segments, 8192)).unwrap();
+    let one = 2 * (32 + 64 + 17);
+    let mut budget = Budget::new(3 * one + 1);
+    for _ in 0..3 {
+        budget.take(&open()).unwrap();
+    }
+    let error = budget.take(&open()).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "not supported: indexes and jump tables of 904 bytes in all layers, 679 at most"
+    );
+    // A jump table counts as much as it takes.
+    let packed = layer(fixture("a-l07-lz4-4k.layer")).unwrap();
+    let table = packed.zfile().unwrap().memory() as u64;
+    let most = table + packed.info().segments * (32 + 64 + 17);
+    assert!(table > 0);
+    assert!(Budget::new(most).take(&packed).is_ok());
+    assert!(Budget::new(most - 1).take(&packed).is_err());
 }
 
 /// A jump table stored compressed, as upstream does on request since 2026.

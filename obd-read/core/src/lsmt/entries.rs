@@ -54,9 +54,7 @@ pub(super) fn check_places<E>(
     if trailer.index_offset < header::SPACE || !trailer.index_offset.is_multiple_of(SECTOR) {
         return Err(field("index offset", trailer.index_offset));
     }
-    if !trailer.virtual_size.is_multiple_of(SECTOR) {
-        return Err(field("virtual size", trailer.virtual_size));
-    }
+    trailer.check_size(place)?;
     if trailer.index_offset / SECTOR > MAX_MOFFSET {
         return Err(Error::Unsupported(Unsupported::TooLarge {
             name: "bytes of data",

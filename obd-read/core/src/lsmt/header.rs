@@ -2,6 +2,15 @@
 
 //! The header and trailer of a layer.
 
+use super::MAX_SECTORS;
+use crate::SECTOR;
+use crate::error::{
+    Error,
+    Fault,
+    Place,
+    Reason,
+    Unsupported, //
+};
 use crate::le;
 
 /// Bytes a header takes in the file, and a trailer.
@@ -89,6 +98,26 @@ impl Header {
             virtual_size: le::u64_at(bytes, 48),
             label,
         })
+    }
+
+    /// Checks the virtual size, for errors in `place`.
+    pub(crate) fn check_size<E>(&self, place: Place) -> Result<(), Error<E>> {
+        if !self.virtual_size.is_multiple_of(SECTOR) {
+            return Err(Fault::error(
+                place,
+                Reason::Field {
+                    name: "virtual size",
+                    value: self.virtual_size,
+                },
+            ));
+        }
+        if self.virtual_size / SECTOR > MAX_SECTORS {
+            return Err(Error::Unsupported(Unsupported::TooLarge {
+                name: "sectors of virtual size, 2^50 at most",
+                value: self.virtual_size / SECTOR,
+            }));
+        }
+        Ok(())
     }
 
     /// Whether the flags are those of a data file's header.

@@ -166,16 +166,27 @@ impl<S: Source, P: Platform> Layer<S, P> {
     pub fn probe(source: S) -> Result<Opened<S, P>, Error<S::Error>> {
         let content = Content::open(Window::whole(source))?;
         let mut scratch = Scratch::new(content.needs())?;
-        let mut head = [0; header::SIZE];
-        let len = content.size().min(head.len() as u64) as usize;
-        content.read(0, 0, head.get_mut(..len).unwrap_or_default(), &mut scratch)?;
-        match (Header::parse(&head), content) {
+        match (Self::read_header(&content, 0, &mut scratch)?, content) {
             (Some(header), content) => {
                 Self::open_sealed(content, &header, &mut scratch).map(Opened::Layer)
             }
             (None, Content::Compressed(file)) => Ok(Opened::ZFile(file)),
             (None, Content::Plain(_)) => Err(Fault::error(Place::LsmtHeader, Reason::Magic)),
         }
+    }
+
+    /// Reads a header or trailer at byte `at`, if there is one.
+    // Not inlined: it needs the stack, which is small in kernels, only while it runs.
+    #[inline(never)]
+    fn read_header(
+        content: &Content<S, P>,
+        at: u64,
+        scratch: &mut Scratch<P>,
+    ) -> Result<Option<Header>, Error<S::Error>> {
+        let mut bytes = [0; header::SIZE];
+        let len = content.size().saturating_sub(at).min(bytes.len() as u64) as usize;
+        content.read(0, at, bytes.get_mut(..len).unwrap_or_default(), scratch)?;
+        Ok(Header::parse(&bytes))
     }
 
     fn open_sealed(
@@ -194,9 +205,7 @@ impl<S: Source, P: Platform> Layer<S, P> {
             .checked_sub(header::SPACE)
             .filter(|at| *at >= header::SPACE)
             .ok_or(Fault::error(Place::LsmtTrailer, Reason::TooShort))?;
-        let mut tail = [0; header::SIZE];
-        content.read(0, at, &mut tail, scratch)?;
-        let trailer = match Header::parse(&tail) {
+        let trailer = match Self::read_header(&content, at, scratch)? {
             Some(trailer) => trailer,
             None if !header.is_committed() => {
                 return Err(Error::Unsupported(Unsupported::Unsealed));
@@ -280,6 +289,14 @@ impl<S: Source, P: Platform> Layer<S, P> {
             Content::Plain(file) => file.start(),
             Content::Compressed(file) => file.file().start(),
         }
+    }
+
+    /// Bytes of memory that the layer adds to an image while that is opened: its
+    /// jump table, and for each segment at most 32 here, 64 while merging and 17
+    /// in the merged index.
+    pub(crate) fn cost(&self) -> u64 {
+        let table = self.zfile().map_or(0, ZFile::memory) as u64;
+        table.saturating_add(self.info.segments.saturating_mul(32 + 64 + 17))
     }
 
     pub(crate) fn content(&self) -> &Content<S, P> {

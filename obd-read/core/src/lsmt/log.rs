@@ -187,15 +187,7 @@ fn data_header<S: Source>(data: &Window<S>) -> Result<Header, Error<S::Error>> {
             Reason::Flags(header.flags.into()),
         ));
     }
-    if !header.virtual_size.is_multiple_of(SECTOR) {
-        return Err(Fault::error(
-            Place::LsmtHeader,
-            Reason::Field {
-                name: "virtual size",
-                value: header.virtual_size,
-            },
-        ));
-    }
+    header.check_size(Place::LsmtHeader)?;
     if data.size() / SECTOR > MAX_MOFFSET {
         return Err(Error::Unsupported(Unsupported::TooLarge {
             name: "bytes of data",

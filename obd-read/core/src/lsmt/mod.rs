@@ -32,5 +32,8 @@ pub use segment::{
 /// Most segments in the index of a sealed layer, padding included, as upstream.
 pub const MAX_SEGMENTS: u64 = 1_000_000;
 
+/// Most sectors of an image: addresses have 50 bits on disk.
+pub const MAX_SECTORS: u64 = 1 << 50;
+
 /// Most entries in the log of a read-write layer, as upstream.
 pub const MAX_LOG_ENTRIES: u64 = 128_000_000;

@@ -44,6 +44,21 @@ impl<S: Source, P: Platform> ZFile<S, P> {
         scratch: &mut Scratch<P>,
     ) -> Result<(), Error<S::Error>> {
         scratch.holds = None;
+        self.read_next(offset, buf, scratch)
+    }
+
+    /// As [`ZFile::read_at`], by a reader who uses `scratch` for this file and
+    /// nothing else: what it holds of the block decoded last is used again.
+    ///
+    /// # Errors
+    ///
+    /// As [`ZFile::read_at`].
+    pub fn read_next(
+        &self,
+        offset: u64,
+        buf: &mut [u8],
+        scratch: &mut Scratch<P>,
+    ) -> Result<(), Error<S::Error>> {
         self.read_part(0, offset, buf, scratch)
     }
 
