@@ -17,6 +17,7 @@ const NAMES: [&str; 2] = ["overlaybd.commit", "overlaybd.sealed"];
 
 /// What is read of a configuration; the rest concerns downloads and services.
 #[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub(crate) struct Config {
     /// Sealed layers, bottom to top.
     #[serde(default)]
@@ -24,6 +25,9 @@ pub(crate) struct Config {
     /// The layer that is written to.
     #[serde(default)]
     upper: Upper,
+    /// Where to say how attaching went.
+    #[serde(default)]
+    result_file: String,
 }
 
 #[derive(Debug, Deserialize)]
@@ -69,14 +73,29 @@ pub(crate) struct LayerFile {
 /// A file that cannot be read or is no configuration, layers that are not on
 /// this machine or of a kind that is not supported.
 pub(crate) fn layers(path: &Path) -> Result<Vec<LayerFile>> {
-    let text = std::fs::read(path).map_err(|error| Error::io("read", path, error))?;
-    let config: Config = serde_json::from_slice(&text).map_err(|error| Error::Config {
-        path: path.into(),
-        reason: format!("no image configuration: {error}"),
-    })?;
-    config.layers().map_err(|reason| Error::Config {
+    read(path)?.layers().map_err(|reason| Error::Config {
         path: path.into(),
         reason,
+    })
+}
+
+/// The file in which whoever wrote the configuration expects the result.
+///
+/// # Errors
+///
+/// A file that cannot be read or is no configuration.
+pub(crate) fn result_file(path: &Path) -> Result<Option<PathBuf>> {
+    let name = read(path)?.result_file;
+    Ok(Some(name)
+        .filter(|name| !name.is_empty())
+        .map(PathBuf::from))
+}
+
+fn read(path: &Path) -> Result<Config> {
+    let text = std::fs::read(path).map_err(|error| Error::io("read", path, error))?;
+    serde_json::from_slice(&text).map_err(|error| Error::Config {
+        path: path.into(),
+        reason: format!("no image configuration: {error}"),
     })
 }
 

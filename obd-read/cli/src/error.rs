@@ -99,6 +99,24 @@ pub(crate) enum Error {
         /// How many there were.
         all: usize,
     },
+    /// The kernel's driver refused the image, and said why.
+    #[error("{name}: {reason}")]
+    Attach {
+        /// The device.
+        name: String,
+        /// What the driver said.
+        reason: String,
+        /// Whether something is wrong with the image, as opposed to the system.
+        image: bool,
+    },
+    /// A device that is, or is not, there.
+    #[error("{name}: {reason}")]
+    Device {
+        /// The device.
+        name: String,
+        /// What is wrong with it.
+        reason: &'static str,
+    },
     /// A signal came.
     #[error("interrupted")]
     Interrupted,
@@ -130,7 +148,9 @@ impl Error {
             | Error::Verify { .. }
             | Error::Source { .. } => 1,
             Error::Exists(_) | Error::NotAFile(_) | Error::Present(_) | Error::Layer { .. } => 2,
-            Error::Io { .. } => 3,
+            Error::Attach { image: true, .. } => 1,
+            Error::Device { .. } => 2,
+            Error::Attach { .. } | Error::Io { .. } => 3,
             Error::Interrupted => 130,
         }
     }

@@ -1,17 +1,19 @@
 // SPDX-License-Identifier: MIT
 
-//! `obd`: reads and writes overlaybd images.
+//! `obd`: reads and writes overlaybd images, and attaches them as devices.
 //!
 //! Exit codes: 0 all went well; 1 a file is damaged or refused; 2 wrong usage;
 //! 3 the system refused; 130 a signal came.
 
 #![forbid(unsafe_code)]
 
+mod attach;
 mod commit;
 mod config;
 mod convert;
 mod create;
 mod device;
+mod driver;
 mod dump;
 mod error;
 mod export;
@@ -30,7 +32,7 @@ use clap::{
 use error::Result;
 use std::process::ExitCode;
 
-/// Reads and writes overlaybd images: layers, zfiles and stacks of them.
+/// Reads, writes and attaches overlaybd images: layers, zfiles and stacks of them.
 #[derive(Parser)]
 #[command(name = "obd", version, max_term_width = 100)]
 struct Cli {
@@ -54,6 +56,9 @@ enum Command {
     Convert(convert::Args),
     Store(store::Args),
     Check(device::CheckArgs),
+    Attach(attach::Args),
+    Detach(attach::DetachArgs),
+    List(attach::ListArgs),
 }
 
 /// Writes one JSON document to standard output.
@@ -78,6 +83,9 @@ fn run(cli: &Cli) -> Result<()> {
         Command::Convert(args) => convert::run(args, cli.json, &interrupted),
         Command::Store(args) => store::run(args, cli.json, &interrupted),
         Command::Check(args) => device::check(args, cli.json),
+        Command::Attach(args) => attach::run(args, cli.json, &interrupted),
+        Command::Detach(args) => attach::detach(args),
+        Command::List(args) => attach::list(args, cli.json),
     }
 }
 

@@ -136,11 +136,10 @@ impl StackArgs {
     }
 
     fn files(&self) -> Result<Vec<LayerFile>> {
-        let mut files = match self.layers.as_slice() {
-            [config] if config.extension().is_some_and(|name| name == "json") => {
-                config::layers(config)?
-            }
-            layers => layers
+        let mut files = match self.config() {
+            Some(config) => config::layers(config)?,
+            None => self
+                .layers
                 .iter()
                 .map(|path| LayerFile {
                     path: path.clone(),
@@ -157,14 +156,29 @@ impl StackArgs {
         Ok(files)
     }
 
-    /// Opens and stacks the layers.
-    pub(crate) fn open(&self, interrupted: &Arc<AtomicBool>) -> Result<Stack> {
+    /// The configuration among the arguments.
+    pub(crate) fn config(&self) -> Option<&Path> {
+        match self.layers.as_slice() {
+            [config] if config.extension().is_some_and(|name| name == "json") => Some(config),
+            _ => None,
+        }
+    }
+
+    /// The layers' files, bottom to top, with the right digests if that is
+    /// asked for.
+    pub(crate) fn checked_files(&self, interrupted: &Arc<AtomicBool>) -> Result<Vec<LayerFile>> {
         let files = self.files()?;
         if self.check_digests {
             for file in &files {
                 check_digest(file, interrupted)?;
             }
         }
+        Ok(files)
+    }
+
+    /// Opens and stacks the layers.
+    pub(crate) fn open(&self, interrupted: &Arc<AtomicBool>) -> Result<Stack> {
+        let files = self.checked_files(interrupted)?;
         let mut layers = Vec::with_capacity(files.len());
         for file in &files {
             let layer = match &file.index {

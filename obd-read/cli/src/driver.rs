@@ -1,0 +1,211 @@
+// SPDX-License-Identifier: MIT
+
+//! The kernel's driver, as configfs shows it.
+
+use crate::error::{
+    Error,
+    Result, //
+};
+use rustix::io::Errno;
+use serde::Serialize;
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{
+    Path,
+    PathBuf, //
+};
+
+/// Where configfs shows the driver.
+const DRIVER: &str = "/sys/kernel/config/obd";
+
+/// The driver's folder, which `--configfs` names.
+pub(crate) struct Driver(PathBuf);
+
+/// A device of the driver's.
+pub(crate) struct Device {
+    name: String,
+    path: PathBuf,
+}
+
+/// What there is to know of a device.
+#[derive(Debug, Serialize)]
+pub(crate) struct Status {
+    /// Its name in configfs.
+    pub(crate) name: String,
+    /// The disk, if it is attached.
+    pub(crate) device: Option<PathBuf>,
+    /// Its layers, bottom to top: as many as configfs shows at once.
+    pub(crate) layers: Vec<PathBuf>,
+    /// Whether it is the content of one zfile.
+    pub(crate) zfile: bool,
+    /// Sizes and counters, while it is attached.
+    pub(crate) stats: BTreeMap<String, u64>,
+}
+
+impl Driver {
+    /// The driver's folder `at`, or where it usually is.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Io`] if it is not there: the driver is not loaded, or configfs
+    /// not mounted.
+    pub(crate) fn new(at: Option<&Path>) -> Result<Self> {
+        let path = at.unwrap_or(Path::new(DRIVER));
+        match fs::metadata(path) {
+            Ok(_) => Ok(Self(path.into())),
+            Err(error) => Err(Error::io("find the driver (module obd) at", path, error)),
+        }
+    }
+
+    /// Makes a device called `name`, or the first free `imageN`.
+    pub(crate) fn create(&self, name: Option<&str>) -> Result<Device> {
+        let names: Vec<String> = match name {
+            Some(name) => vec![name.to_owned()],
+            None => (0..=u16::MAX).map(|i| format!("image{i}")).collect(),
+        };
+        let mut taken = String::new();
+        for name in names {
+            if name.contains('/') || name.starts_with('.') {
+                return Err(Error::Device {
+                    name,
+                    reason: "is no name for a device",
+                });
+            }
+            let path = self.0.join(&name);
+            match fs::create_dir(&path) {
+                Ok(()) => return Ok(Device { name, path }),
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => taken = name,
+                Err(error) => return Err(Error::io("create", path, error)),
+            }
+        }
+        Err(Error::Device {
+            name: taken,
+            reason: "exists",
+        })
+    }
+
+    /// The device called `name`, by its own name or its disk's.
+    pub(crate) fn find(&self, name: &str) -> Result<Device> {
+        let disk = name.strip_prefix("/dev/").unwrap_or(name);
+        self.devices()?
+            .into_iter()
+            .find(|device| {
+                device.name == name
+                    || device
+                        .disk()
+                        .is_ok_and(|found| found.as_deref() == Some(disk))
+            })
+            .ok_or_else(|| Error::Device {
+                name: name.into(),
+                reason: "is not attached",
+            })
+    }
+
+    /// All devices, by name.
+    pub(crate) fn devices(&self) -> Result<Vec<Device>> {
+        let fail = |error| Error::io("list", &self.0, error);
+        let mut devices = Vec::new();
+        for entry in fs::read_dir(&self.0).map_err(fail)? {
+            let entry = entry.map_err(fail)?;
+            if entry.file_type().map_err(fail)?.is_dir() {
+                devices.push(Device {
+                    name: entry.file_name().to_string_lossy().into_owned(),
+                    path: entry.path(),
+                });
+            }
+        }
+        devices.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(devices)
+    }
+}
+
+impl Device {
+    /// Its name in configfs.
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn read(&self, file: &str) -> Result<String> {
+        let path = self.path.join(file);
+        fs::read(&path)
+            .map(|text| String::from_utf8_lossy(&text).into_owned())
+            .map_err(|error| Error::io("read", path, error))
+    }
+
+    fn write(&self, file: &str, text: &[u8]) -> io::Result<()> {
+        fs::write(self.path.join(file), text)
+    }
+
+    fn set(&self, file: &str, text: &[u8]) -> Result<()> {
+        self.write(file, text)
+            .map_err(|error| Error::io("write", self.path.join(file), error))
+    }
+
+    /// Attaches `layers`, bottom to top, or the zfile they are, and returns
+    /// the disk.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Attach`] with what the driver said of the image.
+    pub(crate) fn attach(&self, layers: &[PathBuf], zfile: bool) -> Result<PathBuf> {
+        // One write per path: a write is at most a page.
+        for layer in layers {
+            self.set("layers", layer.as_os_str().as_bytes())?;
+        }
+        self.set("zfile", if zfile { b"1" } else { b"0" })?;
+        self.write("power", b"1").map_err(|error| {
+            let reason = self.read("error").unwrap_or_default();
+            match reason.trim() {
+                "" => Error::io("attach", self.path.clone(), error),
+                reason => Error::Attach {
+                    name: self.name.clone(),
+                    reason: reason.into(),
+                    image: matches!(
+                        Errno::from_io_error(&error),
+                        Some(Errno::UCLEAN | Errno::OPNOTSUPP | Errno::INVAL)
+                    ),
+                },
+            }
+        })?;
+        self.disk()?
+            .map(|disk| Path::new("/dev").join(disk))
+            .ok_or(Error::Device {
+                name: self.name.clone(),
+                reason: "was detached by somebody else",
+            })
+    }
+
+    /// The disk's name, while it is attached.
+    fn disk(&self) -> Result<Option<String>> {
+        let name = self.read("device")?.trim().to_owned();
+        Ok(Some(name).filter(|name| !name.is_empty()))
+    }
+
+    /// Detaches and removes it; one in use only if `force` says so.
+    pub(crate) fn detach(&self, force: bool) -> Result<()> {
+        if !force {
+            self.set("power", b"0")?;
+        }
+        fs::remove_dir(&self.path).map_err(|error| Error::io("remove", &self.path, error))
+    }
+
+    /// What there is to know of it.
+    pub(crate) fn status(&self) -> Result<Status> {
+        let stats = self.read("stats")?;
+        Ok(Status {
+            name: self.name.clone(),
+            device: self.disk()?.map(|disk| Path::new("/dev").join(disk)),
+            layers: self.read("layers")?.lines().map(PathBuf::from).collect(),
+            zfile: self.read("zfile")?.trim() == "1",
+            stats: stats
+                .lines()
+                .filter_map(|line| {
+                    let (name, value) = line.split_once(' ')?;
+                    Some((name.to_owned(), value.parse().ok()?))
+                })
+                .collect(),
+        })
+    }
+}

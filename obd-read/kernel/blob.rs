@@ -1,0 +1,105 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Files and block devices that layers are in.
+
+use crate::platform::Crc;
+use core::fmt;
+use kernel::{
+    bindings,
+    fs::file::{
+        flags,
+        File,
+        FileType, //
+    },
+    prelude::*,
+    sync::aref::ARef, //
+};
+use obd_core::{
+    zfile,
+    Source, //
+};
+
+/// The file system that devices are configured in.
+const CONFIGFS_MAGIC: u64 = bindings::CONFIGFS_MAGIC as u64;
+
+/// An open blob; its size is what it was when it was opened.
+pub(crate) struct Blob {
+    file: ARef<File>,
+    size: u64,
+}
+
+impl Blob {
+    /// Opens the regular file or block device at `path`, as the current task.
+    ///
+    /// Whether the task may read it is decided here: later reads ask nobody, neither security
+    /// modules nor watchers in user space (fanotify), which must not hold up a disk.
+    pub(crate) fn open(path: &CStr) -> Result<Self> {
+        // A FIFO must not wait for its writer.
+        let flags = flags::O_RDONLY | flags::O_LARGEFILE | flags::O_NONBLOCK;
+        // Reads must not become writes of access times; only the owner may ask.
+        let file = match File::open(path, flags | flags::O_NOATIME) {
+            Err(error) if error == EPERM => File::open(path, flags)?,
+            other => other?,
+        };
+        let file_type = file.file_type();
+        // A file of configfs may be the one that is being written to, whose lock is held.
+        if file_type == FileType::Other || file.filesystem() == CONFIGFS_MAGIC {
+            return Err(EINVAL);
+        }
+        file.read_at(&mut [0], 0)?;
+        let blob = Self {
+            size: file.size(),
+            file,
+        };
+        match file_type {
+            FileType::BlockDevice => blob.shrink(),
+            _ => Ok(blob),
+        }
+    }
+
+    /// A device may be larger than the zfile on it, which says how long it is if its header was
+    /// written again at the end.
+    fn shrink(mut self) -> Result<Self> {
+        let mut head = [0; 512];
+        if self.size >= head.len() as u64 {
+            self.read_exact_at(0, &mut head).map_err(|error| error.0)?;
+            if let Some(size) = zfile::stored_size::<Crc>(&head) {
+                self.size = self.size.min(size);
+            }
+        }
+        Ok(self)
+    }
+}
+
+impl Source for Blob {
+    type Error = ReadError;
+
+    fn size(&self) -> u64 {
+        self.size
+    }
+
+    fn read_exact_at(&self, offset: u64, buf: &mut [u8]) -> Result<(), ReadError> {
+        let mut at = offset;
+        let mut rest = buf;
+        while !rest.is_empty() {
+            let got = self.file.read_at_unchecked(rest, at).map_err(ReadError)?;
+            if got == 0 {
+                // The file was cut.
+                return Err(ReadError(ENODATA));
+            }
+            at += got as u64;
+            rest = rest.get_mut(got..).unwrap_or_default();
+        }
+        Ok(())
+    }
+}
+
+/// Why a blob could not be read.
+#[derive(Debug)]
+pub(crate) struct ReadError(pub(crate) Error);
+
+impl fmt::Display for ReadError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "error {}", self.0.to_errno())
+    }
+}

@@ -1,0 +1,447 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The devices' configuration: `/sys/kernel/config/obd/NAME`.
+//!
+//! | file | |
+//! |---|---|
+//! | `layers` | absolute paths of the layers, bottom to top, one per line; a write adds to them, an empty one removes all |
+//! | `zfile` | 1: `layers` is one zfile, whose content is the device |
+//! | `power` | 1 attaches, 0 detaches |
+//! | `device` | the disk's name while it is attached |
+//! | `error` | why attaching failed, the last time |
+//! | `stats` | sizes and counters while it is attached |
+//!
+//! A device's lock is never held over I/O. Attaching and detaching mark the
+//! device as busy under it and do their work without it: files are opened, which
+//! may be of any kind and on anything, this device's own folder included, and
+//! reads waited for. Whoever wants to change a busy device gets `EBUSY`.
+
+use crate::content::{
+    Content,
+    Failure, //
+};
+use crate::device::{
+    Device,
+    Disk, //
+};
+use kernel::{
+    block::mq::gen_disk::GenDisk,
+    configfs::{
+        self,
+        configfs_attrs,
+        AttributeOperations,
+        GroupOperations, //
+    },
+    fmt::Write,
+    id_pool::IdPool,
+    new_mutex,
+    page::PAGE_SIZE,
+    prelude::*,
+    str::{
+        kstrtobool_bytes,
+        CString,
+        Formatter, //
+    },
+    sync::{
+        atomic::Relaxed,
+        Arc,
+        Mutex, //
+    },
+};
+use obd_core::image::MAX_LAYERS;
+
+/// Bytes of paths that a device may have: as many layers as there can be, at 1 KiB each.
+const MAX_PATHS: usize = MAX_LAYERS << 10;
+
+/// The driver's folder in configfs.
+pub(crate) fn subsystem() -> impl PinInit<configfs::Subsystem<Devices>, Error> {
+    let item_type = configfs_attrs! {
+        container: configfs::Subsystem<Devices>,
+        data: Devices,
+        child: Config,
+        attributes: [
+            features: 0,
+        ],
+    };
+
+    configfs::Subsystem::new(
+        c"obd",
+        item_type,
+        try_pin_init!(Devices {
+            numbers: Arc::pin_init(Numbers::new(), GFP_KERNEL)?,
+        }),
+    )
+}
+
+/// All devices.
+#[pin_data]
+pub(crate) struct Devices {
+    numbers: Arc<Numbers>,
+}
+
+#[vtable]
+impl AttributeOperations<0> for Devices {
+    type Data = Devices;
+
+    fn show(_: &Devices, page: &mut [u8; PAGE_SIZE]) -> Result<usize> {
+        print(page, fmt!("lsmt zfile lz4 zstd\n"))
+    }
+}
+
+#[vtable]
+impl GroupOperations for Devices {
+    type Child = Config;
+
+    fn make_group(&self, name: &CStr) -> Result<impl PinInit<configfs::Group<Config>, Error>> {
+        let item_type = configfs_attrs! {
+            container: configfs::Group<Config>,
+            data: Config,
+            attributes: [
+                layers: 0,
+                zfile: 1,
+                power: 2,
+                device: 3,
+                error: 4,
+                stats: 5,
+            ],
+        };
+
+        let numbers = self.numbers.clone();
+        let item_name = name.try_into()?;
+        let name = name.try_into()?;
+        Ok(configfs::Group::new(
+            item_name,
+            item_type,
+            try_pin_init!(Config {
+                name,
+                numbers,
+                state <- new_mutex!(State::default(), "obd::Config::state"),
+            }),
+        ))
+    }
+}
+
+/// The numbers of disks.
+#[pin_data]
+struct Numbers {
+    #[pin]
+    pool: Mutex<IdPool>,
+}
+
+impl Numbers {
+    fn new() -> impl PinInit<Self, Error> {
+        try_pin_init!(Self {
+            pool <- new_mutex!(IdPool::new(), "obd::Numbers::pool"),
+        })
+    }
+
+    fn take(self: &Arc<Self>) -> Result<Number> {
+        let mut pool = self.pool.lock();
+        if pool.find_unused_id(0).is_none() {
+            let more = pool.grow_request().ok_or(ENOSPC)?.realloc(GFP_KERNEL)?;
+            pool.grow(more);
+        }
+        let number = pool.find_unused_id(0).ok_or(ENOSPC)?.acquire();
+        drop(pool);
+        Ok(Number {
+            numbers: self.clone(),
+            number,
+        })
+    }
+}
+
+/// A number in use.
+struct Number {
+    numbers: Arc<Numbers>,
+    number: usize,
+}
+
+impl Drop for Number {
+    fn drop(&mut self) {
+        self.numbers.pool.lock().release_id(self.number);
+    }
+}
+
+/// One device.
+#[pin_data]
+pub(crate) struct Config {
+    name: CString,
+    numbers: Arc<Numbers>,
+    #[pin]
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    paths: KVec<CString>,
+    /// Bytes in `paths`.
+    paths_len: usize,
+    zfile: bool,
+    error: Option<CString>,
+    attached: Option<Attached>,
+    /// Somebody attaches or detaches it, and nobody else changes anything.
+    busy: bool,
+}
+
+impl State {
+    /// Adds the paths in `lines`, some of them if that fails.
+    fn add_paths(&mut self, lines: &[u8]) -> Result {
+        for line in lines.split(|byte| *byte == b'\n') {
+            if line.is_empty() {
+                continue;
+            }
+            // What it would be relative to is chance: the folder of who attaches.
+            if !line.starts_with(b"/") {
+                return Err(EINVAL);
+            }
+            if self.paths.len() >= MAX_LAYERS || self.paths_len + line.len() > MAX_PATHS {
+                return Err(E2BIG);
+            }
+            let mut path = KVec::with_capacity(line.len() + 1, GFP_KERNEL)?;
+            path.extend_from_slice(line, GFP_KERNEL)?;
+            path.push(0, GFP_KERNEL)?;
+            let path = CStr::from_bytes_with_nul(&path).map_err(|_| EINVAL)?;
+            self.paths.push(path.try_into()?, GFP_KERNEL)?;
+            self.paths_len += line.len();
+        }
+        Ok(())
+    }
+}
+
+/// A disk and its number, which is given back after it.
+struct Attached {
+    disk: GenDisk<Disk>,
+    number: Number,
+}
+
+impl Config {
+    fn attach(&self) -> Result {
+        let mut state = self.state.lock();
+        if state.busy {
+            return Err(EBUSY);
+        }
+        if state.attached.is_some() {
+            return Ok(());
+        }
+        let mut paths = KVec::with_capacity(state.paths.len(), GFP_KERNEL)?;
+        for path in &state.paths {
+            let path: &CStr = path;
+            paths.push(path.try_into()?, GFP_KERNEL)?;
+        }
+        let zfile = state.zfile;
+        state.error = None;
+        state.busy = true;
+        drop(state);
+
+        let opened = self.open(paths, zfile);
+
+        let mut state = self.state.lock();
+        state.busy = false;
+        match opened {
+            Ok(attached) => {
+                state.attached = Some(attached);
+                Ok(())
+            }
+            Err(failure) => {
+                self.complain(&mut state, &failure);
+                Err(failure.error)
+            }
+        }
+    }
+
+    fn open(&self, paths: KVec<CString>, zfile: bool) -> Result<Attached, Failure> {
+        let other = |error| Failure::whole(error, "no disk can be made");
+        let content = if zfile {
+            Content::open_zfile(&paths)?
+        } else {
+            Content::open_image(&paths)?
+        };
+        let number = self.numbers.take().map_err(other)?;
+        let index = u32::try_from(number.number).map_err(|_| other(ENOSPC))?;
+        let disk = Device::attach(index, content, paths).map_err(other)?;
+        Ok(Attached { disk, number })
+    }
+
+    fn detach(&self) -> Result {
+        let mut state = self.state.lock();
+        if state.busy {
+            return Err(EBUSY);
+        }
+        // Who opens it from here on finds a dead disk.
+        if state
+            .attached
+            .as_ref()
+            .is_some_and(|attached| attached.disk.openers() > 0)
+        {
+            return Err(EBUSY);
+        }
+        let attached = state.attached.take();
+        state.busy = true;
+        drop(state);
+
+        // Waits for reads.
+        drop(attached);
+
+        self.state.lock().busy = false;
+        Ok(())
+    }
+
+    /// Logs why attaching failed, and keeps it for `error`.
+    fn complain(&self, state: &mut State, failure: &Failure) {
+        let text = failure.text.as_str();
+        let path = failure.blob.and_then(|blob| state.paths.get(blob));
+        let line = match path {
+            Some(path) => CString::try_from_fmt(fmt!("{}: {text}", &**path)),
+            None => CString::try_from_fmt(fmt!("{text}")),
+        };
+        // There is no memory for the text, but for the error's number.
+        let Ok(line) = line else { return };
+        pr_err!("{}: {}\n", &*self.name, &*line);
+        state.error = Some(line);
+    }
+
+    /// Fails with [`EBUSY`] while the device is attached or about to be, else with what `change`
+    /// says.
+    fn change(&self, change: impl FnOnce(&mut State) -> Result) -> Result {
+        let mut state = self.state.lock();
+        if state.busy || state.attached.is_some() {
+            return Err(EBUSY);
+        }
+        change(&mut state)
+    }
+}
+
+#[vtable]
+impl AttributeOperations<0> for Config {
+    type Data = Config;
+
+    fn show(this: &Config, page: &mut [u8; PAGE_SIZE]) -> Result<usize> {
+        let state = this.state.lock();
+        let mut len = 0;
+        for path in &state.paths {
+            let line = [path.to_bytes(), b"\n"];
+            // What does not fit is left out: a page is all there is.
+            for part in line {
+                let Some(to) = page.get_mut(len..len + part.len()) else {
+                    return Ok(len);
+                };
+                to.copy_from_slice(part);
+                len += part.len();
+            }
+        }
+        Ok(len)
+    }
+
+    fn store(this: &Config, page: &[u8]) -> Result {
+        // What is longer than a page arrives in pieces, and this one may end within a path.
+        if page.len() >= PAGE_SIZE - 1 && !page.ends_with(b"\n") {
+            return Err(E2BIG);
+        }
+        this.change(|state| {
+            if page.trim_ascii().is_empty() {
+                state.paths = KVec::new();
+                state.paths_len = 0;
+                return Ok(());
+            }
+            let before = (state.paths.len(), state.paths_len);
+            let added = state.add_paths(page);
+            if added.is_err() {
+                state.paths.truncate(before.0);
+                state.paths_len = before.1;
+            }
+            added
+        })
+    }
+}
+
+#[vtable]
+impl AttributeOperations<1> for Config {
+    type Data = Config;
+
+    fn show(this: &Config, page: &mut [u8; PAGE_SIZE]) -> Result<usize> {
+        print(page, fmt!("{}\n", u8::from(this.state.lock().zfile)))
+    }
+
+    fn store(this: &Config, page: &[u8]) -> Result {
+        let zfile = kstrtobool_bytes(page)?;
+        this.change(|state| {
+            state.zfile = zfile;
+            Ok(())
+        })
+    }
+}
+
+#[vtable]
+impl AttributeOperations<2> for Config {
+    type Data = Config;
+
+    fn show(this: &Config, page: &mut [u8; PAGE_SIZE]) -> Result<usize> {
+        let attached = this.state.lock().attached.is_some();
+        print(page, fmt!("{}\n", u8::from(attached)))
+    }
+
+    fn store(this: &Config, page: &[u8]) -> Result {
+        let on = kstrtobool_bytes(page)?;
+        if on {
+            this.attach()
+        } else {
+            this.detach()
+        }
+    }
+}
+
+#[vtable]
+impl AttributeOperations<3> for Config {
+    type Data = Config;
+
+    fn show(this: &Config, page: &mut [u8; PAGE_SIZE]) -> Result<usize> {
+        match &this.state.lock().attached {
+            Some(attached) => print(page, fmt!("obd{}\n", attached.number.number)),
+            None => Ok(0),
+        }
+    }
+}
+
+#[vtable]
+impl AttributeOperations<4> for Config {
+    type Data = Config;
+
+    fn show(this: &Config, page: &mut [u8; PAGE_SIZE]) -> Result<usize> {
+        match &this.state.lock().error {
+            Some(error) => print(page, fmt!("{}\n", &**error)),
+            None => Ok(0),
+        }
+    }
+}
+
+#[vtable]
+impl AttributeOperations<5> for Config {
+    type Data = Config;
+
+    fn show(this: &Config, page: &mut [u8; PAGE_SIZE]) -> Result<usize> {
+        let state = this.state.lock();
+        let Some(attached) = &state.attached else {
+            return Ok(0);
+        };
+        let device = attached.disk.queue_data();
+        print(
+            page,
+            fmt!(
+                "reads {}\nzeros {}\nsectors {}\nerrors {}\nindex_bytes {}\ntable_bytes {}\n",
+                device.counts.reads.load(Relaxed),
+                device.counts.zeros.load(Relaxed),
+                device.counts.sectors.load(Relaxed),
+                device.counts.errors.load(Relaxed),
+                device.content().index_memory(),
+                device.content().table_memory(),
+            ),
+        )
+    }
+}
+
+/// Prints to an attribute's page; [`EMSGSIZE`] if it does not fit.
+fn print(page: &mut [u8; PAGE_SIZE], text: kernel::fmt::Arguments<'_>) -> Result<usize> {
+    let mut out = Formatter::new(page);
+    out.write_fmt(text).map_err(|_| EMSGSIZE)?;
+    Ok(out.bytes_written())
+}

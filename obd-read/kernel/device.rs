@@ -1,0 +1,274 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! A device: what its disk's queue owns, and how its requests are served.
+
+use crate::blob::ReadError;
+use crate::content::{
+    Content,
+    Text, //
+};
+use crate::scratch::{
+    Pool,
+    MAX_READERS, //
+};
+use core::{
+    pin::Pin,
+    slice, //
+};
+use kernel::{
+    alloc::scope::without_io,
+    block::{
+        mq::{
+            self,
+            gen_disk::{
+                GenDisk,
+                GenDiskBuilder, //
+            },
+            Op,
+            Request,
+            RequestWork,
+            TagSet, //
+        },
+        SECTOR_SHIFT,
+        SECTOR_SIZE, //
+    },
+    cpu::nr_cpu_ids,
+    new_work,
+    page::PAGE_SIZE,
+    prelude::*,
+    ratelimit::RateLimit,
+    str::CString,
+    sync::{
+        aref::ARef,
+        atomic::{
+            Atomic,
+            Relaxed, //
+        },
+        Arc,
+    },
+    workqueue::{
+        impl_has_work,
+        OwnedQueue,
+        QueueFlags,
+        Work, //
+    },
+};
+use obd_core::LayerError;
+
+/// Requests that a hardware queue can have under way.
+const DEPTH: u32 = 64;
+
+/// Largest request, in sectors. Larger reads are split, so that several CPUs decode.
+const MAX_SECTORS: u32 = 256 << (10 - SECTOR_SHIFT);
+
+/// What reads need, and what they count.
+///
+/// Dropped when no request is left, see the crate's documentation.
+#[pin_data]
+pub(crate) struct Device {
+    /// Dropped first: its last work may just have ended its request.
+    queue: OwnedQueue,
+    name: CString,
+    content: Content,
+    paths: KVec<CString>,
+    #[pin]
+    pool: Pool,
+    #[pin]
+    complaints: RateLimit,
+    pub(crate) counts: Counts,
+}
+
+/// How often something happened.
+pub(crate) struct Counts {
+    /// Reads that were served.
+    pub(crate) reads: Atomic<u64>,
+    /// Those of them that took no I/O.
+    pub(crate) zeros: Atomic<u64>,
+    /// Sectors in reads that were served.
+    pub(crate) sectors: Atomic<u64>,
+    /// Reads that failed.
+    pub(crate) errors: Atomic<u64>,
+}
+
+impl Device {
+    /// Puts `content` of `paths` on the disk `obdN`, where N is `number`.
+    pub(crate) fn attach(
+        number: u32,
+        content: Content,
+        paths: KVec<CString>,
+    ) -> Result<GenDisk<Disk>> {
+        // More queues than readers would be tags for nothing.
+        let queues = nr_cpu_ids().min(MAX_READERS as u32);
+        let tags = Arc::pin_init(
+            TagSet::with_flags(queues, DEPTH, 1, mq::Flags::NO_SCHED_BY_DEFAULT),
+            GFP_KERNEL,
+        )?;
+        let sectors = content.sectors();
+        let needs = content.needs();
+        let queue = OwnedQueue::new(
+            fmt!("obd{number}"),
+            QueueFlags::UNBOUND | QueueFlags::MEM_RECLAIM,
+            MAX_READERS as u32,
+        )?;
+        let device = KBox::pin_init(
+            try_pin_init!(Device {
+                queue,
+                name: CString::try_from_fmt(fmt!("obd{number}"))?,
+                content,
+                paths,
+                pool <- Pool::new(needs),
+                complaints <- RateLimit::new(),
+                counts: Counts {
+                    reads: Atomic::new(0),
+                    zeros: Atomic::new(0),
+                    sectors: Atomic::new(0),
+                    errors: Atomic::new(0),
+                },
+            }? Error),
+            GFP_KERNEL,
+        )?;
+        GenDiskBuilder::new()
+            .capacity_sectors(sectors)
+            .logical_block_size(SECTOR_SIZE)?
+            .physical_block_size(PAGE_SIZE as u32)?
+            .read_only(true)
+            // An image is of who knows whom: the kernel's parsers of partition tables stay out.
+            .partitions(false)
+            .io_opt(u32::try_from(needs.block)?.max(PAGE_SIZE as u32))
+            .max_hw_sectors(MAX_SECTORS)
+            .max_segments(u16::MAX)
+            .max_segment_size(u32::MAX)
+            .build(fmt!("obd{number}"), tags, device)
+    }
+
+    /// What is on the disk.
+    pub(crate) fn content(&self) -> &Content {
+        &self.content
+    }
+
+    /// Fills the memory of `rq`.
+    fn read(&self, rq: &Request<Disk>) -> Result {
+        self.pool.with(|scratch| {
+            let mut offset = rq.sector() << SECTOR_SHIFT;
+            for segment in rq.segments() {
+                // SAFETY: The memory is there for as long as `rq`, which is a read, and this is its
+                // only work. The slice is not exclusive, though: with O_DIRECT it is memory of user
+                // space, which may read and write it meanwhile, or have other reads write to it.
+                // That is harmless as with any such buffer: what is decoded to it is written, and
+                // what decoders copy again from there is data; no length, offset or checksum is
+                // ever taken from it. So other writers spoil its content and nothing else, and get
+                // what they asked for.
+                let buf = unsafe { slice::from_raw_parts_mut(segment.as_ptr(), segment.len()) };
+                if let Err(error) = self.content.read(offset, buf, scratch) {
+                    self.complain(offset, &error);
+                    return Err(EIO);
+                }
+                offset += segment.len() as u64;
+            }
+            Ok(())
+        })
+    }
+
+    /// Fills the memory of `rq` with zeros, if that is what it is to have.
+    fn read_zeros(&self, rq: &Request<Disk>) -> bool {
+        let offset = rq.sector() << SECTOR_SHIFT;
+        self.content.is_zeros(offset, rq.len_bytes().into()) && rq.zero().is_ok()
+    }
+
+    #[cold]
+    fn complain(&self, offset: u64, error: &LayerError<ReadError>) {
+        if !self.complaints.allows(&self.name) {
+            return;
+        }
+        let path = error
+            .layer
+            .and_then(|layer| self.paths.get(layer))
+            .map_or(c"image", |path| path);
+        pr_err!(
+            "{}: cannot read at byte {}: {}: {}\n",
+            &*self.name,
+            offset,
+            path,
+            Text::new(&error.error).as_str(),
+        );
+    }
+
+    fn count(&self, rq: &Request<Disk>, result: Result) {
+        match result {
+            Ok(()) => {
+                let sectors = rq.len_bytes() >> SECTOR_SHIFT;
+                self.counts.reads.add(1, Relaxed);
+                self.counts.sectors.add(u64::from(sectors), Relaxed);
+            }
+            Err(_) => self.counts.errors.add(1, Relaxed),
+        }
+    }
+}
+
+/// The disk of a [`Device`].
+pub(crate) struct Disk;
+
+/// What a request has of ours.
+#[pin_data]
+pub(crate) struct Job {
+    #[pin]
+    work: Work<Request<Disk>>,
+}
+
+impl_has_work! {
+    impl HasWork<Request<Disk>> for Job { self.work }
+}
+
+#[vtable]
+impl mq::Operations for Disk {
+    type QueueData = Pin<KBox<Device>>;
+    type RequestData = Job;
+
+    fn new_request_data() -> impl PinInit<Job, Error> {
+        try_pin_init!(Job {
+            work <- new_work!("obd::Job::work"),
+        }? Error)
+    }
+
+    fn queue_rq(device: Pin<&Device>, rq: ARef<Request<Self>>, _is_last: bool) -> Result {
+        // The block layer lets nobody open the disk for writing, but those within the kernel.
+        if rq.op() != Op::Read {
+            return Err(EOPNOTSUPP);
+        }
+        if device.read_zeros(&rq) {
+            device.counts.zeros.add(1, Relaxed);
+            device.count(&rq, Ok(()));
+            end(rq, Ok(()));
+            return Ok(());
+        }
+        // Nothing of the device may be used from here on: the request may have ended.
+        device.queue.enqueue(rq).map_err(|_| EIO)
+    }
+
+    fn commit_rqs(_device: Pin<&Device>) {}
+
+    fn complete(rq: ARef<Request<Self>>) {
+        end(rq, Ok(()));
+    }
+}
+
+impl RequestWork for Disk {
+    fn run(rq: ARef<Request<Self>>) {
+        let device = rq.queue_data();
+        let result = without_io(|| device.read(&rq));
+        device.count(&rq, result);
+        end(rq, result);
+    }
+}
+
+/// Gives a request back to the block layer.
+fn end(rq: ARef<Request<Disk>>, result: Result) {
+    let ended = match result {
+        Ok(()) => Request::end_ok(rq),
+        Err(error) => Request::end_err(rq, error),
+    };
+    // Nobody else takes references.
+    if ended.is_err() {
+        pr_err!("a request is still in use\n");
+    }
+}
