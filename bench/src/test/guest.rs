@@ -3,6 +3,7 @@
 //! checked by fio with the stack on and off, and a kernel full of checks.
 
 mod fsync;
+mod obd;
 
 use super::lbio;
 use super::suite::{
@@ -73,6 +74,8 @@ struct Group {
     write_cache: bool,
     /// Queues for reads around the block layer, beside one per CPU.
     lbio: Lbio,
+    /// Whether the cases are about overlaybd images.
+    obd: bool,
     cases: &'static [Case],
 }
 
@@ -107,9 +110,17 @@ type Case = (&'static str, fn(&mut Fixture) -> Result<()>);
 pub(super) struct Fixture {
     guest: Guest,
     server: Server,
+    /// For the cases about overlaybd images.
+    obd: Option<obd::Files>,
 }
 
 impl Fixture {
+    fn obd(&self) -> Result<&obd::Files> {
+        self.obd
+            .as_ref()
+            .ok_or_else(|| Error::new("the group has no images"))
+    }
+
     pub(super) fn sh(&mut self, script: &str) -> Result<String> {
         self.guest.sh(script, SCRIPT_TIMEOUT)
     }
@@ -225,6 +236,7 @@ const NATIVE: Group = Group {
     lba: 512,
     write_cache: true,
     lbio: Lbio::None,
+    obd: false,
     cases: &[
         ("boots", boots),
         ("fio-verify", |f| {
@@ -247,6 +259,7 @@ const PATCHED: Group = Group {
     lba: 512,
     write_cache: true,
     lbio: Lbio::None,
+    obd: false,
     cases: &[
         ("boots", boots),
         ("off-by-default", off_by_default),
@@ -293,6 +306,7 @@ const STRICT: Group = Group {
     lba: 4096,
     write_cache: false,
     lbio: Lbio::Interrupts,
+    obd: false,
     cases: &[
         ("boots", boots),
         ("fio-verify-on", |f| {
@@ -312,6 +326,7 @@ const NO_IOMMU: Group = Group {
     lba: 512,
     write_cache: true,
     lbio: Lbio::Polled,
+    obd: false,
     cases: &[
         ("boots", boots),
         ("fio-verify-on", |f| {
@@ -331,6 +346,7 @@ const DEBUG: Group = Group {
     lba: 512,
     write_cache: true,
     lbio: Lbio::Interrupts,
+    obd: false,
     cases: &[
         ("boots", boots),
         ("kunit", kunit),
@@ -359,6 +375,7 @@ const LBIO: Group = Group {
     lba: 512,
     write_cache: true,
     lbio: Lbio::Interrupts,
+    obd: false,
     cases: LBIO_CASES,
 };
 
@@ -406,6 +423,45 @@ const LBIO_DENIED: Group = Group {
     ..LBIO
 };
 
+const OBD: Group = Group {
+    name: "guest/obd",
+    flavour: Flavour::Patched,
+    variant: Variant::Bench,
+    cpus: 2,
+    iommu: Iommu::Lazy,
+    lba: 512,
+    write_cache: true,
+    lbio: Lbio::None,
+    obd: true,
+    cases: &[
+        ("boots", boots),
+        ("fixtures", obd::fixtures),
+        ("parts", obd::parts),
+        ("file-system", obd::file_system),
+        ("direct-reads", obd::direct_reads),
+        ("many", obd::many),
+        ("stacked", obd::stacked),
+        ("damaged-block", obd::damaged_block),
+        ("tool", obd::tool),
+        ("configuration", obd::configuration),
+        ("detach-under-load", obd::detach_under_load),
+        ("unload", obd::unload),
+    ],
+};
+
+const OBD_DEBUG: Group = Group {
+    name: "guest/obd-debug",
+    variant: Variant::Debug,
+    cases: &[
+        ("boots", boots),
+        ("file-system", obd::file_system),
+        ("stacked", obd::stacked),
+        ("detach-under-load", obd::detach_under_load),
+        ("unload", obd::unload),
+    ],
+    ..OBD
+};
+
 const GROUPS: &[&Group] = &[
     &NATIVE,
     &PATCHED,
@@ -416,6 +472,8 @@ const GROUPS: &[&Group] = &[
     &LBIO_DENIED,
     &fsync::FSYNC,
     &DEBUG,
+    &OBD,
+    &OBD_DEBUG,
 ];
 
 /// Runs the race for `time` in all, on each kind of queue and translation, with
@@ -435,7 +493,7 @@ pub(super) fn race(ctx: &Context, suite: &mut Suite, time: Duration) {
         match start(ctx, group) {
             Ok(mut fixture) => {
                 suite.case(&race, || race_for(&mut fixture, each));
-                let Fixture { guest, server } = fixture;
+                let Fixture { guest, server, .. } = fixture;
                 suite.case(&log, || guest.shutdown().map(|()| Outcome::Passed));
                 drop(server);
             }
@@ -520,7 +578,7 @@ fn run_group(suite: &mut Suite, group: &Group, names: &[String], mut fixture: Fi
     for ((_, case), name) in group.cases.iter().zip(names) {
         suite.case(name, || case(&mut fixture).map(|()| Outcome::Passed));
     }
-    let Fixture { guest, server } = fixture;
+    let Fixture { guest, server, .. } = fixture;
     if let Some(name) = names.last() {
         suite.case(name, || guest.shutdown().map(|()| Outcome::Passed));
     }
@@ -530,6 +588,10 @@ fn run_group(suite: &mut Suite, group: &Group, names: &[String], mut fixture: Fi
 fn start(ctx: &Context, group: &Group) -> Result<Fixture> {
     setup::ensure(ctx, &[Need::Build, Need::Boot, Need::Workloads])?;
     let built = kernel::build(ctx, group.flavour, group.variant, None)?;
+    let obd = match (group.obd, built.config.parent()) {
+        (true, Some(build)) => Some(obd::Files::new(ctx, build.to_path_buf())?),
+        _ => None,
+    };
     let out = ctx.cache_dir("test")?;
     let image = blank_image(&out)?;
     let name = group.name.replace('/', "-");
@@ -541,7 +603,8 @@ fn start(ctx: &Context, group: &Group) -> Result<Fixture> {
             name,
             accel: Accel::Auto,
             cpus: group.cpus,
-            memory_mib: 1024,
+            // The images' files and devices are cached beside each other.
+            memory_mib: if group.obd { 2048 } else { 1024 },
             iommu: group.iommu,
             drives: vec![Drive {
                 backend: Backend::Nbd(server.socket()),
@@ -559,7 +622,7 @@ fn start(ctx: &Context, group: &Group) -> Result<Fixture> {
             boot_timeout: Duration::from_secs(180),
         },
     )?;
-    Ok(Fixture { guest, server })
+    Ok(Fixture { guest, server, obd })
 }
 
 /// A sparse image; every guest gets a private copy of it.

@@ -1,0 +1,412 @@
+// SPDX-License-Identifier: MIT
+//! overlaybd images as block devices: what the driver reads is what `obd export`
+//! decodes of the same files on the host, and what that refuses is an error.
+
+use super::super::suite::check;
+use super::Fixture;
+use crate::context::Context;
+use crate::error::{
+    Error,
+    IoContext,
+    Result, //
+};
+use crate::process::Tool;
+use serde_json::Value;
+use std::fmt::Write;
+use std::fs;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// All fixtures, one after another, on a slow machine with checks in the kernel.
+const LONG: Duration = Duration::from_secs(600);
+
+/// Images beyond this are read in parts.
+const WHOLE_BYTES: u64 = 512 << 20;
+
+/// Files of the host that the guest uses, which sees them at the same place.
+pub(super) struct Files {
+    /// The tool.
+    tool: PathBuf,
+    /// The driver.
+    module: PathBuf,
+    /// Images.
+    fixtures: PathBuf,
+    /// What the tool decodes them to, see [`Image::raw`].
+    exports: PathBuf,
+}
+
+/// An image among the fixtures.
+struct Image {
+    /// Its layers, lowest first.
+    layers: Vec<String>,
+}
+
+impl Image {
+    /// The images of the manifest that are small enough to be read whole, without
+    /// those that the driver is not for: layers that can be written to.
+    fn all(manifest: &[Value]) -> Vec<Self> {
+        let mut images: Vec<Self> = manifest
+            .iter()
+            .filter(|entry| {
+                let size = entry["virtual_size"].as_u64();
+                entry["class"] != "rw-layer"
+                    && entry["upper"].is_null()
+                    && size.is_none_or(|size| size <= WHOLE_BYTES)
+            })
+            .map(|entry| {
+                let layers = entry["layers"].as_array().map_or_else(
+                    || entry["file"].as_str().into_iter().collect(),
+                    |layers| layers.iter().filter_map(Value::as_str).collect::<Vec<_>>(),
+                );
+                let layers = layers.into_iter().map(str::to_owned).collect();
+                Self { layers }
+            })
+            .collect();
+        images.sort_by(|a, b| a.layers.cmp(&b.layers));
+        images.dedup_by(|a, b| a.layers == b.layers);
+        images
+    }
+
+    /// The name of what the tool decodes it to: none of an image that it refuses.
+    fn raw(&self) -> String {
+        self.layers.join("+")
+    }
+
+    /// How to attach it.
+    fn mode(&self) -> &'static str {
+        match self.layers.as_slice() {
+            [name] if name.ends_with(".zfile") => "--zfile",
+            _ => "",
+        }
+    }
+}
+
+impl Files {
+    /// Builds the tool; `kernel` is the build folder of the guest's kernel.
+    pub(super) fn new(ctx: &Context, kernel: PathBuf) -> Result<Self> {
+        let dir = ctx.part_dir("obd");
+        fs::create_dir_all(&dir).at("create the folder", &dir)?;
+        let target = dir.join("target");
+        let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+        Tool::new(cargo)
+            .args(["build", "--quiet", "--locked", "--release"])
+            .args(["--package", "obd", "--target-dir"])
+            .arg(&target)
+            .dir(ctx.root())
+            .logged(ctx, &dir.join("build.log"))?;
+        let files = Self {
+            tool: target.join("release/obd"),
+            module: kernel.join("drivers/block/obd/obd.ko"),
+            fixtures: ctx.root().join("obd-read/fixtures"),
+            exports: dir.join("exports"),
+        };
+        files.export()?;
+        Ok(files)
+    }
+
+    /// Decodes the images here, where it is fast.
+    fn export(&self) -> Result<()> {
+        let dir = &self.exports;
+        if dir.exists() {
+            fs::remove_dir_all(dir).at("remove", dir)?;
+        }
+        fs::create_dir_all(dir).at("create the folder", dir)?;
+        for image in Image::all(&self.manifest()?) {
+            let raw = dir.join(image.raw());
+            let done = Tool::new(&self.tool)
+                .args(["export", "--output"])
+                .arg(&raw)
+                .args(&image.layers)
+                .dir(&self.fixtures)
+                .output();
+            if done.is_err() && raw.exists() {
+                fs::remove_file(&raw).at("remove", &raw)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn manifest(&self) -> Result<Vec<Value>> {
+        let path = self.fixtures.join("MANIFEST.json");
+        let text = fs::read(&path).at("read", &path)?;
+        let manifest: Value = serde_json::from_slice(&text)
+            .map_err(|error| Error::new(format!("{}: {error}", path.display())))?;
+        Ok(manifest["entries"].as_array().cloned().unwrap_or_default())
+    }
+}
+
+/// What every script begins with: the tool, the images, and the driver loaded.
+fn prologue(files: &Files) -> String {
+    format!(
+        "obd={}; module={}; exports={}; cd {}; test -d /sys/kernel/config/obd || insmod $module\n",
+        files.tool.display(),
+        files.module.display(),
+        files.exports.display(),
+        files.fixtures.display(),
+    )
+}
+
+/// Compares a device with what the tool decodes: `same RAW BYTES MODE FILE…`. What
+/// it cannot decode whole (`RAW` is `-`) must not attach, or be read. Leaves the
+/// devices in `$devs`.
+const SAME: &str = r#"
+fail() { echo "$*" >&2; exit 1; }
+devs=
+same() {
+    raw=$1 bytes=$2 mode=$3; shift 3
+    if dev=$($obd attach $mode "$@" 2>/run/why); then
+        if [ $raw = - ]; then
+            if cat $dev >/dev/null 2>&1; then fail "$*: read, and cannot be decoded"; fi
+        else
+            cmp -n $bytes $exports/$raw $dev >/run/why 2>&1 || fail "$*: $(cat /run/why)"
+        fi
+        devs="$devs $dev"
+    else
+        [ $raw = - ] || fail "$*: refused: $(cat /run/why)"
+        [ -s /run/why ] || fail "$*: refused without a word"
+    fi
+}
+"#;
+
+/// Every fixture of overlaybd's own tools, whole and damaged.
+pub(super) fn fixtures(f: &mut Fixture) -> Result<()> {
+    let files = f.obd()?;
+    let mut script = prologue(files) + SAME;
+    let images = Image::all(&files.manifest()?);
+    let mut whole = 0_usize;
+    for image in &images {
+        let name = image.raw();
+        let bytes = fs::metadata(files.exports.join(&name)).map(|raw| raw.len());
+        let raw = match bytes {
+            Ok(_) => name.as_str(),
+            Err(_) => "-",
+        };
+        whole += usize::from(bytes.is_ok());
+        // Writing to a string does not fail.
+        let _ = writeln!(
+            script,
+            "same {raw} {} '{}' {}",
+            bytes.unwrap_or(0),
+            image.mode(),
+            image.layers.join(" ")
+        );
+    }
+    script += "$obd detach $devs";
+    check(images.len() >= 130 && whole >= 60, || {
+        format!("{} images, {whole} of them whole", images.len())
+    })?;
+    f.guest.sh(&script, LONG).map(drop)
+}
+
+/// Images that are read where the manifest says what is there.
+pub(super) fn parts(f: &mut Fixture) -> Result<()> {
+    let files = f.obd()?;
+    let mut script = prologue(files);
+    let mut count = 0;
+    for entry in files.manifest()? {
+        let Some(file) = entry["file"].as_str() else {
+            continue;
+        };
+        if entry["virtual_size"].as_u64() <= Some(WHOLE_BYTES) {
+            continue;
+        }
+        let _ = writeln!(script, "dev=$($obd attach {file})");
+        for read in entry["reads"].as_array().into_iter().flatten() {
+            let _ = writeln!(
+                script,
+                "dd if=$dev bs=64k iflag=skip_bytes,count_bytes skip={} count={} 2>/dev/null | \
+                 sha256sum | grep -q {}",
+                read[0], read[1], read[2]
+            );
+            count += 1;
+        }
+        script += "$obd detach $dev\n";
+    }
+    check(count > 0, || "no reads in the manifest".to_owned())?;
+    f.guest.sh(&script, LONG).map(drop)
+}
+
+/// A file system in an image: every file is what it was, and while it is mounted
+/// the device stays.
+pub(super) fn file_system(f: &mut Fixture) -> Result<()> {
+    let script = prologue(f.obd()?)
+        + "dev=$($obd attach --name fs a-ext4-0.layer a-ext4-1.layer a-ext4-2.layer)
+           mkdir -p /mnt/fs; mount -t ext4 -o ro $dev /mnt/fs
+           awk -F '\\t' '$2 == \"file\" { print $8 \"  \" $1 }' a-ext4-2.files.tsv > /run/sums
+           [ $(wc -l < /run/sums) -gt 200 ]
+           (cd /mnt/fs && sha256sum --quiet --strict -c /run/sums)
+           no $obd detach $dev 2>/run/why
+           grep -q 'resource busy' /run/why
+           no touch /mnt/fs/new 2>/dev/null
+           umount /mnt/fs
+           no dd if=/dev/zero of=$dev bs=512 count=1 2>/dev/null
+           $obd detach fs
+           no test -e $dev";
+    f.sh(&script).map(drop)
+}
+
+/// Reads of any sectors, past the page cache, in requests of any size.
+pub(super) fn direct_reads(f: &mut Fixture) -> Result<()> {
+    let script = prologue(f.obd()?)
+        + "for files in 'a-ext4-0.layer a-ext4-1.layer a-ext4-2.layer' a-l08-zstd-16k.layer \
+               a-l01-raw.layer; do
+               raw=$exports/$(echo $files | tr ' ' +); dev=$($obd attach $files)
+               awk -v sectors=$(($(stat -c %s $raw) / 512)) 'BEGIN { srand(3);
+                   for (i = 0; i < 40; i++) { at = int(rand() * sectors);
+                       len = 1 + int(rand() ^ 3 * 600); if (at + len > sectors) len = sectors - at;
+                       print at, len } }' > /run/ranges
+               while read at len; do
+                   dd if=$dev iflag=direct,skip_bytes bs=$((len * 512)) skip=$((at * 512)) count=1 \
+                       of=/run/got 2>/dev/null
+                   cmp -n $((len * 512)) -i $((at * 512)):0 $raw /run/got
+               done < /run/ranges
+               dd if=$dev iflag=direct bs=512 skip=7 count=64 of=/run/got 2>/dev/null
+               cmp -n 32768 -i 3584:0 $raw /run/got
+               $obd detach $dev
+           done";
+    f.guest.sh(&script, LONG).map(drop)
+}
+
+/// Many devices, read at once; each has its own data.
+pub(super) fn many(f: &mut Fixture) -> Result<()> {
+    let script = prologue(f.obd()?)
+        + "for i in $(seq 50); do
+               n=$((i % 3)); dev=$($obd attach --name d$i a-ext4-$n.layer)
+               echo $dev a-ext4-$n.layer
+           done > /run/devices
+           [ $($obd list | wc -l) = 50 ]
+           for n in 0 1 2; do
+               head -c 4194304 $exports/a-ext4-$n.layer | sha256sum > /run/sum-a-ext4-$n.layer
+           done
+           pids=
+           while read dev file; do
+               (head -c 4194304 $dev | sha256sum | cmp - /run/sum-$file) & pids=\"$pids $!\"
+           done < /run/devices
+           for pid in $pids; do wait $pid; done
+           $obd detach $(cut -d ' ' -f 1 /run/devices)
+           [ $($obd list | wc -l) = 0 ]";
+    f.guest.sh(&script, LONG).map(drop)
+}
+
+/// A zfile's device under an image's, as the layers were stacked before there was
+/// one device for both, and an image's under one of device mapper's.
+pub(super) fn stacked(f: &mut Fixture) -> Result<()> {
+    let script = prologue(f.obd()?)
+        + "raw=$exports/a-l07-lz4-4k.layer
+           lower=$($obd attach --zfile a-l07-lz4-4k.layer); dev=$($obd attach $lower)
+           cmp -n $(stat -c %s $raw) $raw $dev
+           no $obd detach $lower 2>/dev/null
+           echo 0 $(($(stat -c %s $raw) / 512)) linear $dev 0 | dmsetup create --readonly t
+           cmp -n $(stat -c %s $raw) $raw /dev/mapper/t
+           no $obd detach $dev 2>/dev/null
+           dmsetup remove t
+           $obd detach $dev; $obd detach $lower";
+    f.guest.sh(&script, LONG).map(drop)
+}
+
+/// Devices that are taken away from their readers, who get errors and end.
+pub(super) fn detach_under_load(f: &mut Fixture) -> Result<()> {
+    let script = prologue(f.obd()?)
+        + "for i in $(seq 8); do
+               dev=$($obd attach --name busy a-ext4-0.layer a-ext4-1.layer)
+               exec 3<$dev; pids=
+               for j in 1 2 3; do
+                   (while dd if=$dev iflag=direct bs=64k count=200 >/dev/null 2>&1; do
+                       :; done) & pids=\"$pids $!\"
+               done
+               sleep 0.$i; no $obd detach busy 2>/dev/null; $obd detach --force busy
+               for pid in $pids; do wait $pid; done; exec 3<&-
+           done";
+    f.guest.sh(&script, LONG).map(drop)
+}
+
+/// The module leaves when its last device does, and comes back.
+pub(super) fn unload(f: &mut Fixture) -> Result<()> {
+    let script = prologue(f.obd()?)
+        + "dev=$($obd attach a-l07-lz4-4k.layer)
+           no rmmod obd 2>/dev/null
+           exec 3<$dev; $obd detach --force $dev
+           no rmmod obd 2>/dev/null
+           [ $(dd bs=4k count=1 <&3 2>/dev/null | wc -c) = 0 ]
+           exec 3<&-
+           rmmod obd; no test -e /sys/kernel/config/obd
+           insmod $module; dev=$($obd attach a-l07-lz4-4k.layer); cat $dev > /dev/null
+           $obd detach $dev; rmmod obd";
+    f.sh(&script).map(drop)
+}
+
+/// What the tool says and writes for who calls it: exit codes, JSON, the result
+/// file of a configuration.
+pub(super) fn tool(f: &mut Fixture) -> Result<()> {
+    let script = prologue(f.obd()?)
+        + "config() { printf '{\"lowers\":[{\"file\":\"%s\"}],\"resultFile\":\"/run/result\"}' \
+               $PWD/$1 > /run/config.v1.json; }
+           config a-l07-lz4-4k.layer; $obd --json attach --name c /run/config.v1.json |
+               grep -q '\"device\": \"/dev/obd'
+           [ \"$(cat /run/result)\" = success ]
+           $obd --json list | grep -q '\"name\":\"c\"'
+           code=0; $obd attach --name c a-l07-lz4-4k.layer 2>/dev/null || code=$?; [ $code = 2 ]
+           $obd detach c
+           config a-c23-lz-trl.layer; code=0
+           $obd attach /run/config.v1.json 2>/dev/null || code=$?; [ $code = 1 ]
+           grep -q '^failed:.*a-c23-lz-trl.layer' /run/result
+           [ -z \"$($obd list)\" ]
+           code=0; $obd detach c 2>/dev/null || code=$?; [ $code = 2 ]
+           code=0; $obd attach /nonexistent 2>/dev/null || code=$?; [ $code = 3 ]";
+    f.sh(&script).map(drop)
+}
+
+/// A damaged block costs who reads it an error, and the log a line that says
+/// where; the rest of the device goes on.
+pub(super) fn damaged_block(f: &mut Fixture) -> Result<()> {
+    let script = prologue(f.obd()?)
+        + "dev=$($obd attach --name bad --zfile a-c14-block-crc.zfile); dmesg -C
+           dd if=$dev iflag=direct bs=16k count=1 of=/dev/null 2>/dev/null
+           no dd if=$dev iflag=direct bs=16k skip=1 count=1 of=/dev/null 2>/dev/null
+           dd if=$dev iflag=direct bs=16k skip=2 count=1 of=/dev/null 2>/dev/null
+           dmesg | grep 'obd: obd.*a-c14-block-crc.zfile: block 1 at byte [0-9]*: checksum'
+           read start more < /proc/uptime
+           for i in $(seq 100); do
+               dd if=$dev iflag=direct bs=16k skip=1 count=1 of=/dev/null 2>/dev/null && exit 1
+           done
+           read end more < /proc/uptime
+           [ $(dmesg | grep -c 'block 1 at byte') -le $((20 + 2 * (${end%.*} - ${start%.*} + 1))) ]
+           grep -qx 'errors 101' /sys/kernel/config/obd/bad/stats
+           $obd detach bad";
+    f.sh(&script).map(drop)
+}
+
+/// Paths that are none, of what is no file, or that lead back to the device, are
+/// refused at once and change nothing; so do many who configure one device.
+pub(super) fn configuration(f: &mut Fixture) -> Result<()> {
+    let script = prologue(f.obd()?)
+        + "dir=/sys/kernel/config/obd/c; mkdir $dir; mkfifo /run/fifo
+           for path in $dir/layers /run/fifo /dev/null /run; do
+               echo $path > $dir/layers
+               no eval 'echo 1 > $dir/power' 2>/dev/null
+               grep -qx \"$path: cannot be opened: error -22\" $dir/error
+               echo > $dir/layers
+           done
+           echo $PWD/a-ext4-0.layer > $dir/layers
+           no eval 'echo a-ext4-1.layer > $dir/layers' 2>/dev/null
+           no eval 'printf \"/first\\nsecond\\n\" > $dir/layers' 2>/dev/null
+           awk 'BEGIN { for (i = 0; i < 100; i++) printf \"/%060d\\n\", i }' > /run/long
+           no dd if=/run/long of=$dir/layers bs=6000 2>/run/why
+           grep -q 'Argument list too long' /run/why
+           [ \"$(cat $dir/layers)\" = $PWD/a-ext4-0.layer ]
+           pids=
+           for i in 1 2 3; do
+               (set +e; for j in $(seq 20); do
+                   echo 1 > $dir/power; cat $dir/*; echo 0 > $dir/power
+                   echo $PWD/a-ext4-1.layer > $dir/layers; echo > $dir/layers
+                   echo $PWD/a-ext4-0.layer > $dir/layers
+               done) >/dev/null 2>&1 & pids=\"$pids $!\"
+           done
+           for pid in $pids; do wait $pid; done
+           for i in $(seq 50); do echo 0 > $dir/power && break; sleep 0.1; done 2>/dev/null
+           [ $(cat $dir/power) = 0 ]
+           echo > $dir/layers; echo $PWD/a-ext4-0.layer > $dir/layers; echo 1 > $dir/power
+           [ $(cat /sys/block/$(cat $dir/device)/ext_range) = 1 ]
+           rmdir $dir; [ -z \"$($obd list)\" ]";
+    f.sh(&script).map(drop)
+}
