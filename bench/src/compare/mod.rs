@@ -190,7 +190,7 @@ struct Done {
 
 /// How much is measured at a time.
 fn sizing(args: &Args) -> Result<Sizing> {
-    let runtime = Duration::from_millis(if args.quick { 750 } else { 2000 });
+    let runtime = Duration::from_millis(if args.quick { 650 } else { 2000 });
     let Some(target) = &args.host else {
         // Each alone fills the guest's memory; the database exceeds it.
         return Ok(Sizing {
