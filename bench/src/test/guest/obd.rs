@@ -278,11 +278,8 @@ pub(super) fn many(f: &mut Fixture) -> Result<()> {
            for n in 0 1 2; do
                head -c 4194304 $exports/a-ext4-$n.layer | sha256sum > /run/sum-a-ext4-$n.layer
            done
-           pids=
-           while read dev file; do
-               (head -c 4194304 $dev | sha256sum | cmp - /run/sum-$file) & pids=\"$pids $!\"
-           done < /run/devices
-           for pid in $pids; do wait $pid; done
+           xargs -P 50 -n 2 sh -c 'head -c 4194304 $0 | sha256sum | cmp - /run/sum-$1' \
+               < /run/devices
            $obd detach $(cut -d ' ' -f 1 /run/devices)
            [ $($obd list | wc -l) = 0 ]";
     f.guest.sh(&script, LONG).map(drop)
@@ -400,7 +397,7 @@ pub(super) fn configuration(f: &mut Fixture) -> Result<()> {
                    echo 1 > $dir/power; cat $dir/*; echo 0 > $dir/power
                    echo $PWD/a-ext4-1.layer > $dir/layers; echo > $dir/layers
                    echo $PWD/a-ext4-0.layer > $dir/layers
-               done) >/dev/null 2>&1 & pids=\"$pids $!\"
+               done; :) >/dev/null 2>&1 & pids=\"$pids $!\"
            done
            for pid in $pids; do wait $pid; done
            for i in $(seq 50); do echo 0 > $dir/power && break; sleep 0.1; done 2>/dev/null
