@@ -3,7 +3,6 @@
 
 mod guest;
 mod host;
-mod lbio;
 mod series;
 mod suite;
 
@@ -53,7 +52,7 @@ pub(crate) fn run(ctx: &Context, args: &Args) -> Result<u8> {
             series::run(ctx, &mut suite);
             guest::run(ctx, &mut suite);
         }
-        Which::Race => guest::race(
+        Which::Race => guest::race::run(
             ctx,
             &mut suite,
             Duration::from_secs(60 * u64::from(args.minutes)),

@@ -63,6 +63,36 @@ impl Suite {
         self.record(name, result, begin.elapsed().as_secs_f64());
     }
 
+    /// Runs `cases`, named `GROUP/CASE`, on what `start` makes for all of them,
+    /// and then `end` as the case `GROUP/clean-log`.
+    pub(super) fn group<F, C: Fn(&mut F) -> Result<()>>(
+        &mut self,
+        group: &str,
+        cases: &[(&str, C)],
+        start: impl FnOnce() -> Result<F>,
+        end: impl FnOnce(F) -> Result<()>,
+    ) {
+        let names: Vec<String> = cases
+            .iter()
+            .map(|(case, _)| format!("{group}/{case}"))
+            .collect();
+        let last = format!("{group}/clean-log");
+        let each = || names.iter().chain([&last]).map(String::as_str);
+        if !self.runs_any(each()) {
+            // Listed, or not wanted.
+            each().for_each(|name| self.case(name, || Ok(Outcome::Passed)));
+            return;
+        }
+        let mut fixture = match start() {
+            Ok(fixture) => fixture,
+            Err(error) => return self.fail_all(each(), &error),
+        };
+        for ((_, case), name) in cases.iter().zip(&names) {
+            self.case(name, || case(&mut fixture).map(|()| Outcome::Passed));
+        }
+        self.case(&last, || end(fixture).map(|()| Outcome::Passed));
+    }
+
     /// Records a case that ran elsewhere.
     pub(super) fn record(&mut self, name: &str, result: Result<Outcome>, seconds: f64) {
         match result {

@@ -2,12 +2,12 @@
 //! Overlapped fsync: what was synced is there after a crash, errors arrive, and
 //! waits for the drive do overlap.
 
+use super::groups::PLAIN;
+use super::stack::boots;
 use super::{
     Case,
     Fixture,
     Group,
-    LBIO,
-    Lbio,
     check, //
 };
 use crate::error::{
@@ -18,15 +18,14 @@ use crate::error::{
 /// Cases of the guest for fsync.
 pub(super) const FSYNC: Group = Group {
     name: "guest/fsync",
-    lbio: Lbio::None,
     cases: &[
-        ("boots", super::boots),
+        ("boots", boots),
         ("survives-a-crash", survives_a_crash),
         ("data-error-arrives-once", data_error_arrives_once),
         ("commit-error-arrives", commit_error_arrives),
         ("overlaps", overlaps),
     ],
-    ..LBIO
+    ..PLAIN
 };
 
 /// The same promises, in the kernel full of checks.

@@ -2,7 +2,6 @@
 //! overlaybd images as block devices: what the driver reads is what `obd export`
 //! decodes of the same files on the host, and what that refuses is an error.
 
-use super::super::suite::check;
 use super::Fixture;
 use crate::context::Context;
 use crate::error::{
@@ -11,6 +10,7 @@ use crate::error::{
     Result, //
 };
 use crate::process::Tool;
+use crate::test::suite::check;
 use serde_json::Value;
 use std::fmt::Write;
 use std::fs;
@@ -84,21 +84,11 @@ impl Image {
 impl Files {
     /// Builds the tool; `kernel` is the build folder of the guest's kernel.
     pub(super) fn new(ctx: &Context, kernel: PathBuf) -> Result<Self> {
-        let dir = ctx.part_dir("obd");
-        fs::create_dir_all(&dir).at("create the folder", &dir)?;
-        let target = dir.join("target");
-        let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-        Tool::new(cargo)
-            .args(["build", "--quiet", "--locked", "--release"])
-            .args(["--package", "obd", "--target-dir"])
-            .arg(&target)
-            .dir(ctx.root())
-            .logged(ctx, &dir.join("build.log"))?;
         let files = Self {
-            tool: target.join("release/obd"),
+            tool: build_tool(ctx)?,
             module: kernel.join("drivers/block/obd/obd.ko"),
             fixtures: ctx.root().join("obd-read/fixtures"),
-            exports: dir.join("exports"),
+            exports: ctx.part_dir("obd").join("exports"),
         };
         files.export()?;
         Ok(files)
@@ -133,6 +123,21 @@ impl Files {
             .map_err(|error| Error::new(format!("{}: {error}", path.display())))?;
         Ok(manifest["entries"].as_array().cloned().unwrap_or_default())
     }
+}
+
+/// Builds the tool.
+pub(super) fn build_tool(ctx: &Context) -> Result<PathBuf> {
+    let dir = ctx.part_dir("obd");
+    fs::create_dir_all(&dir).at("create the folder", &dir)?;
+    let target = dir.join("target");
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    Tool::new(cargo)
+        .args(["build", "--quiet", "--locked", "--release"])
+        .args(["--package", "obd", "--target-dir"])
+        .arg(&target)
+        .dir(ctx.root())
+        .logged(ctx, &dir.join("build.log"))?;
+    Ok(target.join("release/obd"))
 }
 
 /// What every script begins with: the tool, the images, and the driver loaded.

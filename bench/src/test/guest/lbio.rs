@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: MIT
 //! Cases of guests with queues for reads around the block layer.
 
-use super::guest::Fixture;
-use super::suite::check;
+use super::Fixture;
 use crate::error::{
     Error,
     Result, //
 };
+use crate::test::suite::check;
 use std::time::{
     Duration,
     Instant, //

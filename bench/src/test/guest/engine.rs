@@ -1,0 +1,237 @@
+// SPDX-License-Identifier: MIT
+//! The writer's engines in a guest: the same checks of the same drives through
+//! the kernel and past it, and what happens when a drive does not answer.
+
+use super::obd;
+use crate::context::Context;
+use crate::device::{
+    Latency,
+    Server, //
+};
+use crate::error::{
+    Error,
+    IoContext,
+    Result, //
+};
+use crate::guest::{
+    Backend,
+    BootConfig,
+    Drive,
+    Guest, //
+};
+use crate::kernel::{
+    self,
+    Flavour,
+    Variant, //
+};
+use crate::setup::{
+    self,
+    Need, //
+};
+use crate::test::suite::{
+    Suite,
+    check, //
+};
+use serde_json::Value;
+use std::fs::File;
+use std::thread::sleep;
+use std::time::{
+    Duration,
+    Instant, //
+};
+
+/// Size of each drive in bytes.
+const DRIVE_BYTES: u64 = 96 << 20;
+
+/// A script in the guest may take this long.
+const SCRIPT_TIMEOUT: Duration = Duration::from_secs(120);
+
+/// First part of the cases' names.
+const GROUP: &str = "guest/engine";
+
+/// Shell functions for the cases. Drive 0 has blocks of 512 bytes and takes
+/// 512 KiB per command, drive 1 blocks of 4096 and 16 KiB.
+const FUNCTIONS: &str = r#"
+address() { cat /tmp/address$1; }
+back() { for i in $(seq 100); do [ -b /dev/nvme$1n1 ] && return; sleep 0.1; done; exit 1; }
+same() { [ "$(readlink -f /sys/class/nvme/nvme$1/device)" = "$(readlink -f /sys/bus/pci/devices/$(address $1))" ]; }
+refused() { what=$1; shift; if $OBD "$@" >/tmp/out 2>&1; then cat /tmp/out; exit 1; fi
+    grep -q "$what" /tmp/out || { cat /tmp/out; exit 1; }; [ $(wc -l < /tmp/out) = 1 ]; }
+"#;
+
+type Case = (&'static str, fn(&mut Fixture) -> Result<()>);
+
+const CASES: &[Case] = &[
+    ("uring-checks", |f| {
+        f.sh("for n in 0 1; do $OBD check --force /dev/nvme${n}n1; done")
+            .map(drop)
+    }),
+    ("vfio-checks", |f| {
+        f.sh("for n in 0 1; do $OBD check --force --engine vfio $(address $n)/1; back $n; same $n; done")
+            .map(drop)
+    }),
+    ("vfio-is-refused-what-is-used", refused_what_is_used),
+    ("store-same-bytes", store_same_bytes),
+    ("vfio-timeout-reset-replay", timeout_reset_replay),
+    ("vfio-killed", killed),
+];
+
+struct Fixture {
+    guest: Guest,
+    /// Drive 0's.
+    server: Server,
+    /// Defines `$OBD` and what the cases use.
+    prelude: String,
+}
+
+impl Fixture {
+    /// Powers the guest off and looks through its log.
+    fn end(self) -> Result<()> {
+        // Its drive has to outlive it.
+        let Self { guest, server, .. } = self;
+        let ended = guest.shutdown();
+        drop(server);
+        ended
+    }
+
+    fn sh(&mut self, script: &str) -> Result<String> {
+        let script = format!("{}\n{script}", self.prelude);
+        self.guest.sh(&script, SCRIPT_TIMEOUT)
+    }
+
+    fn json(&mut self, script: &str) -> Result<Value> {
+        let text = self.sh(script)?;
+        serde_json::from_str(&text)
+            .map_err(|error| Error::new(format!("no JSON ({error}): {text:?}")))
+    }
+}
+
+/// Runs the cases.
+pub(super) fn run(ctx: &Context, suite: &mut Suite) {
+    suite.group(GROUP, CASES, || start(ctx), Fixture::end);
+}
+
+fn start(ctx: &Context) -> Result<Fixture> {
+    setup::ensure(ctx, &[Need::Build, Need::Boot, Need::Workloads])?;
+    let obd = obd::build_tool(ctx)?;
+    let built = kernel::build(ctx, Flavour::Native, Variant::Bench, None)?;
+    let out = ctx.cache_dir("test")?;
+    let name = GROUP.replace('/', "-");
+    let blank = |name: &str| {
+        let path = out.join(name);
+        let file = File::create(&path).at("create", &path)?;
+        file.set_len(DRIVE_BYTES).at("resize", &path)?;
+        Ok::<_, Error>(path)
+    };
+    let server = Server::start(ctx, &blank("engine-0.img")?, &out, &name, false)?;
+    let mut config = BootConfig::new(built.bzimage, &name, &out);
+    config.drives = vec![
+        Drive::new(Backend::Nbd(server.socket())),
+        Drive {
+            mdts: 2,
+            lba: 4096,
+            ..Drive::new(Backend::File(blank("engine-1.img")?))
+        },
+    ];
+    let mut guest = Guest::boot(ctx, &config)?;
+    guest.sh(
+        "for n in 0 1; do basename $(readlink -f /sys/class/nvme/nvme$n/device) \
+         > /tmp/address$n; done",
+        SCRIPT_TIMEOUT,
+    )?;
+    Ok(Fixture {
+        guest,
+        server,
+        prelude: format!("set -e\nOBD={}\n{FUNCTIONS}", obd.display()),
+    })
+}
+
+/// Mounted, signed, without a namespace's number, not there: one line each, and
+/// the kernel keeps its driver.
+fn refused_what_is_used(f: &mut Fixture) -> Result<()> {
+    f.sh(
+        "mkfs.ext4 -q -F /dev/nvme0n1; mkdir -p /mnt/t; mount /dev/nvme0n1 /mnt/t; \
+          for force in '' --force; do \
+              refused 'mounted at /mnt/t' check $force --engine vfio $(address 0)/1; \
+              refused 'mounted at /mnt/t' check $force /dev/nvme0n1; done; \
+          umount /mnt/t; \
+          refused 'ext4 filesystem; --force' check --engine vfio $(address 0)/1; \
+          refused 'ext4 filesystem; --force' store init /dev/nvme0n1; \
+          refused 'no layer store\\|ext4 filesystem' store list /dev/nvme0n1; \
+          refused 'name the namespace' check --force --engine vfio $(address 0); \
+          refused 'namespace 7 of' check --force --engine vfio $(address 0)/7; back 0; \
+          refused 'no such PCI device' check --force --engine vfio 0000:ff:1f.7/1; \
+          refused \"not NVMe's\" check --force --engine vfio 0000:00:00.0/1; \
+          same 0; mount /dev/nvme0n1 /mnt/t; \
+          [ -d /mnt/t/lost+found ]; umount /mnt/t; \
+          dd if=/dev/zero of=/dev/nvme0n1 bs=1M count=1 2>/dev/null",
+    )
+    .map(drop)
+}
+
+/// The same layers through both engines, with different numbers of threads: the
+/// same bytes on both drives, and the same image out of them.
+fn store_same_bytes(f: &mut Fixture) -> Result<()> {
+    f.sh("cd /tmp; dd if=/dev/urandom of=raw bs=64k count=40 2>/dev/null; \
+          cat /usr/bin/*sh >> raw; truncate -s 12M raw; cp raw top; \
+          dd if=/dev/urandom of=top bs=4k seek=100 count=30 conv=notrunc 2>/dev/null; \
+          fallocate -p -o 1M -l 3M top; \
+          $OBD store init --force /dev/nvme0n1 >/dev/null; \
+          $OBD store init --force --engine vfio $(address 1)/1 >/dev/null; \
+          for layer in raw top; do \
+              $OBD store convert --threads 1 -m $layer /dev/nvme0n1 $layer >/dev/null; \
+              $OBD store convert --threads 3 -m $layer --engine vfio $(address 1)/1 $layer >/dev/null; \
+          done; back 1; \
+          $OBD store export --engine vfio -o a $(address 0)/1; back 0; \
+          $OBD store export -o b /dev/nvme1n1; cmp a b; \
+          for n in 0 1; do $OBD --json store list /dev/nvme${n}n1 > list$n; \
+              awk -F'[:,]' '/\"offset\"/ { o = $2 } /\"length\"/ { print o, $2 }' list$n > at$n; \
+              while read offset length; do dd if=/dev/nvme${n}n1 bs=4096 iflag=skip_bytes,count_bytes \
+                  skip=$offset count=$length 2>/dev/null; done < at$n > bytes$n; done; \
+          [ $(wc -l < at0) = 2 ]; [ -s bytes0 ]; cmp bytes0 bytes1; \
+          $OBD store merge --engine vfio $(address 1)/1 >/dev/null; back 1; \
+          $OBD store export -f -o b /dev/nvme1n1; cmp a b; \
+          $OBD --json store list /dev/nvme1n1 | grep -c '\"offset\"' | grep -qx 1")
+        .map(drop)
+}
+
+/// A drive that hangs for a while: the commands come to their end all the same.
+fn timeout_reset_replay(f: &mut Fixture) -> Result<()> {
+    f.sh("rm -f /tmp/hung.code; ($OBD --json check --force --engine vfio --timeout 0.4 $(address 0)/1 > /tmp/hung 2>/tmp/hung.err; \
+          echo $? > /tmp/hung.code) >/dev/null 2>&1 & \
+          for i in $(seq 300); do [ -b /dev/nvme0n1 ] || break; sleep 0.1; done; sleep 0.3")?;
+    let slow = Latency {
+        points: vec![(50.0, 2_500_000_000)],
+    };
+    let none = Latency {
+        points: vec![(50.0, 0)],
+    };
+    f.server.set_latency(&slow, &slow)?;
+    sleep(Duration::from_millis(1500));
+    f.server.set_latency(&none, &none)?;
+    let begin = Instant::now();
+    let report = f.json(
+        "for i in $(seq 900); do [ -s /tmp/hung.code ] && break; sleep 0.1; done; \
+         [ \"$(cat /tmp/hung.code)\" = 0 ] || { cat /tmp/hung.err; exit 1; }; back 0; same 0; cat /tmp/hung",
+    )?;
+    let count = |name: &str| report["engine"][name].as_u64().unwrap_or(0);
+    check(
+        count("timeouts") > 0 && count("resets") > 0 && count("replays") > 0,
+        || format!("after {:?}: {}", begin.elapsed(), report["engine"]),
+    )?;
+    check(count("failed") == 0, || report["engine"].to_string())
+}
+
+/// Killed, it leaves the drive with vfio-pci, but silent; the next one takes it
+/// from there and gives it back.
+fn killed(f: &mut Fixture) -> Result<()> {
+    f.sh(
+        "$OBD check --force --rounds 50 --engine vfio $(address 1)/1 >/dev/null 2>&1 & pid=$!; \
+          for i in $(seq 100); do [ -b /dev/nvme1n1 ] || break; sleep 0.1; done; sleep 1; \
+          kill -9 $pid; wait $pid || :; [ ! -b /dev/nvme1n1 ]; \
+          [ $(basename $(readlink -f /sys/bus/pci/devices/$(address 1)/driver)) = vfio-pci ]; \
+          $OBD check --force --engine vfio $(address 1)/1 >/dev/null; back 1; same 1; \
+          $OBD check --force /dev/nvme1n1 >/dev/null",
+    )
+    .map(drop)
+}

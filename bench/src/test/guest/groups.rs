@@ -1,0 +1,253 @@
+// SPDX-License-Identifier: MIT
+//! The guests that cases share, and which cases run in which.
+
+use super::stack::{
+    boots,
+    fio_verify,
+    kunit,
+    truncate_against_readers, //
+};
+use super::{
+    Case,
+    Group,
+    Lbio,
+    fsync,
+    lbio,
+    obd,
+    stack, //
+};
+use crate::guest::Iommu;
+use crate::kernel::{
+    Flavour,
+    Variant, //
+};
+use crate::test::suite::check;
+
+/// What a group is unless it says otherwise.
+pub(super) const PLAIN: Group = Group {
+    name: "",
+    flavour: Flavour::Patched,
+    variant: Variant::Bench,
+    cpus: 2,
+    iommu: Iommu::Lazy,
+    lba: 512,
+    write_cache: true,
+    lbio: Lbio::None,
+    obd: false,
+    cases: &[],
+};
+
+const NATIVE: Group = Group {
+    name: "guest/native",
+    flavour: Flavour::Native,
+    cpus: 1,
+    cases: &[
+        ("boots", boots),
+        ("fio-verify", |f| {
+            f.sh("mkdir -p /mnt/t; mkfs.ext4 -q -F /dev/nvme0n1; mount /dev/nvme0n1 /mnt/t")?;
+            fio_verify(f)
+        }),
+        ("refuses-the-mount-option", |f| {
+            f.sh("umount /mnt/t; no mount -o aios /dev/nvme0n1 /mnt/t")
+                .map(drop)
+        }),
+    ],
+    ..PLAIN
+};
+
+const PATCHED: Group = Group {
+    name: "guest/patched",
+    cpus: 1,
+    cases: &[
+        ("boots", boots),
+        ("off-by-default", stack::off_by_default),
+        ("knobs-refuse-nonsense", stack::knobs_refuse_nonsense),
+        ("mount-option", stack::mount_option),
+        ("remount", stack::remount),
+        ("ioctl", stack::ioctl),
+        ("enabled-without-opt-in", |f| {
+            f.mount("noaios", true, 100_000_000)?;
+            let polls = f.read(200, "")?;
+            check(polls.total() == 0, || format!("{polls:?}"))
+        }),
+        ("opt-in-while-disabled", |f| {
+            f.mount("aios", false, 100_000_000)?;
+            let polls = f.read(200, "")?;
+            check(polls.total() == 0, || format!("{polls:?}"))
+        }),
+        ("zero-bound-never-spins", |f| {
+            f.mount("aios", true, 0)?;
+            let polls = f.read(200, "")?;
+            check(polls.total() == 0, || format!("{polls:?}"))
+        }),
+        ("slow-drive-sleeps", stack::slow_drive_sleeps),
+        ("signal-ends-the-spin", stack::signal_ends_the_spin),
+        ("other-task-ends-the-spin", stack::other_task_ends_the_spin),
+        ("fio-verify-off", |f| {
+            f.mount("noaios", false, 0)?;
+            fio_verify(f)
+        }),
+        ("fio-verify-on", |f| {
+            f.mount("aios", true, 100_000_000)?;
+            fio_verify(f)
+        }),
+        ("truncate-against-readers", truncate_against_readers),
+    ],
+    ..PLAIN
+};
+
+pub(super) const STRICT: Group = Group {
+    name: "guest/strict-4k-write-through",
+    iommu: Iommu::Strict,
+    lba: 4096,
+    write_cache: false,
+    lbio: Lbio::Interrupts,
+    cases: &[
+        ("boots", boots),
+        ("fio-verify-on", |f| {
+            f.mount("aios", true, 100_000_000)?;
+            fio_verify(f)
+        }),
+        ("lbio-serves-reads", lbio::serves_reads),
+    ],
+    ..PLAIN
+};
+
+const NO_IOMMU: Group = Group {
+    name: "guest/no-iommu",
+    iommu: Iommu::Off,
+    lbio: Lbio::Polled,
+    cases: &[
+        ("boots", boots),
+        ("fio-verify-on", |f| {
+            f.mount("aios", true, 100_000_000)?;
+            fio_verify(f)
+        }),
+        ("lbio-serves-reads", lbio::serves_reads),
+    ],
+    ..PLAIN
+};
+
+const DEBUG: Group = Group {
+    name: "guest/debug",
+    variant: Variant::Debug,
+    iommu: Iommu::Strict,
+    lbio: Lbio::Interrupts,
+    cases: &[
+        ("boots", boots),
+        ("kunit", kunit),
+        ("fio-verify-on", |f| {
+            f.mount("aios", true, 100_000_000)?;
+            fio_verify(f)
+        }),
+        ("truncate-against-readers", truncate_against_readers),
+        ("lbio-serves-reads", lbio::serves_reads),
+        (
+            "lbio-changes-against-readers",
+            lbio::changes_against_readers,
+        ),
+        ("lbio-reset-under-load", lbio::reset_under_load),
+        ("lbio-removal-under-load", lbio::removal_under_load),
+        fsync::SURVIVES_A_CRASH,
+    ],
+    ..PLAIN
+};
+
+pub(super) const LBIO: Group = Group {
+    name: "guest/lbio",
+    lbio: Lbio::Interrupts,
+    cases: LBIO_CASES,
+    ..PLAIN
+};
+
+pub(super) const LBIO_POLLED: Group = Group {
+    name: "guest/lbio-polled",
+    lbio: Lbio::Polled,
+    ..LBIO
+};
+
+const LBIO_CASES: &[Case] = &[
+    ("boots", boots),
+    ("serves-reads", lbio::serves_reads),
+    ("sleeps", lbio::sleeps),
+    ("leaves-others-alone", lbio::leaves_others_alone),
+    ("serves-longer-reads", lbio::serves_longer_reads),
+    ("sleeping-reader-is-killed", lbio::sleeping_reader_is_killed),
+    ("errors-are-read-again", lbio::errors_are_read_again),
+    ("lost-commands-reset", lbio::lost_commands_reset),
+    ("memory-is-bounded", lbio::memory_is_bounded),
+    ("tracepoints", lbio::tracepoints),
+    ("fio-verify-on", |f| {
+        f.mount("aios", true, 100_000_000)?;
+        fio_verify(f)
+    }),
+    ("changes-against-readers", lbio::changes_against_readers),
+    ("cpu-hotplug-under-load", lbio::cpu_hotplug_under_load),
+    ("reset-under-load", lbio::reset_under_load),
+    ("removal-under-load", lbio::removal_under_load),
+];
+
+const LBIO_DENIED: Group = Group {
+    name: "guest/lbio-denied",
+    lbio: Lbio::Denied,
+    cases: &[
+        ("boots", boots),
+        ("says-why", |f| {
+            f.sh("grep -qx 'off: the controller has no more queues' /sys/block/nvme0n1/lbio")
+                .map(drop)
+        }),
+        ("fio-verify-on", |f| {
+            f.mount("aios", true, 100_000_000)?;
+            fio_verify(f)
+        }),
+    ],
+    ..LBIO
+};
+
+const OBD: Group = Group {
+    name: "guest/obd",
+    obd: true,
+    cases: &[
+        ("boots", boots),
+        ("fixtures", obd::fixtures),
+        ("parts", obd::parts),
+        ("file-system", obd::file_system),
+        ("direct-reads", obd::direct_reads),
+        ("many", obd::many),
+        ("stacked", obd::stacked),
+        ("damaged-block", obd::damaged_block),
+        ("tool", obd::tool),
+        ("configuration", obd::configuration),
+        ("detach-under-load", obd::detach_under_load),
+        ("unload", obd::unload),
+    ],
+    ..PLAIN
+};
+
+const OBD_DEBUG: Group = Group {
+    name: "guest/obd-debug",
+    variant: Variant::Debug,
+    cases: &[
+        ("boots", boots),
+        ("file-system", obd::file_system),
+        ("stacked", obd::stacked),
+        ("detach-under-load", obd::detach_under_load),
+        ("unload", obd::unload),
+    ],
+    ..OBD
+};
+
+/// Every group of the suite.
+pub(super) const GROUPS: &[&Group] = &[
+    &NATIVE,
+    &PATCHED,
+    &STRICT,
+    &NO_IOMMU,
+    &LBIO,
+    &LBIO_POLLED,
+    &LBIO_DENIED,
+    &fsync::FSYNC,
+    &DEBUG,
+    &OBD,
+    &OBD_DEBUG,
+];
