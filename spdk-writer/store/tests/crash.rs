@@ -155,18 +155,24 @@ struct Seen {
     untold: u32,
 }
 
-/// Lives a life with faults at the commands in `faults`, counted each from the
-/// fault before.
-fn live(life: &Life, drive: &Arc<Mutex<Drive>>, faults: &[(u64, Fault)], seen: &mut Seen) {
+/// Lives `steps` of a life, those before which are done, with faults at the
+/// commands in `faults`, counted each from the fault before.
+fn live(
+    life: &Life,
+    steps: Range<usize>,
+    drive: &Arc<Mutex<Drive>>,
+    faults: &[(u64, Fault)],
+    seen: &mut Seen,
+) {
     let mut faults = faults.iter();
     let mut store: Option<Store> = None;
-    let mut done = 0;
+    let mut done = steps.start;
     let arm = |fault: Option<&(u64, Fault)>| {
         let mut drive = drive.lock().unwrap();
         drive.fault = fault.map(|&(after, fault)| (drive.commands + after, fault));
     };
     arm(faults.next());
-    while done < life.steps.len() {
+    while done < steps.end {
         match life.step(&mut store, drive, done) {
             Ok(resumed) => {
                 done += 1;
@@ -231,18 +237,21 @@ fn points() -> u64 {
 #[test]
 fn test_store_survives_faults_at_any_command() {
     let mut seen = Seen::default();
+    let lives: Vec<(Life, u64)> = (0..12)
+        .map(|seed| {
+            let (life, drive) = (Life::new(seed), drive(seed));
+            live(&life, 0..8, &drive, &[], &mut Seen::default());
+            let commands = drive.lock().unwrap().commands;
+            (life, commands)
+        })
+        .collect();
     for seed in 0..points() {
-        let life = Life::new(seed % 12);
-        let whole = {
-            let drive = drive(seed);
-            live(&life, &drive, &[], &mut Seen::default());
-            drive.lock().unwrap().commands
-        };
+        let (life, whole) = &lives[seed as usize % lives.len()];
         let mut rng = Rng::with_seed(seed);
         let mut faults = Vec::new();
         // From one fault to several, the later ones in recovery or soon after.
         for n in 0..rng.u64(1..5) {
-            let most = if n == 0 { whole } else { 40 };
+            let most = if n == 0 { *whole } else { 40 };
             let kind = if rng.u8(0..3) == 0 {
                 Fault::Kill
             } else {
@@ -253,7 +262,7 @@ fn test_store_survives_faults_at_any_command() {
         let drive = drive(seed);
         let told = format!("seed {seed}, faults {faults:?}");
         let guard = Told(&told);
-        live(&life, &drive, &faults, &mut seen);
+        live(life, 0..8, &drive, &faults, &mut seen);
         std::mem::forget(guard);
     }
     // Otherwise this would have tried less than it says.
@@ -270,26 +279,32 @@ impl Drop for Told<'_> {
     }
 }
 
-/// One life, power failing at each of its commands.
+/// One life, power failing at each of its commands; after the step in which it
+/// does, and the next one, nothing is new.
 #[test]
 fn test_store_survives_a_power_cut_at_every_command() {
     let seed = 7;
     let life = Life::new(seed);
-    let whole = {
-        let drive = drive(seed);
-        live(&life, &drive, &[], &mut Seen::default());
-        drive.lock().unwrap().commands
-    };
-    assert!(whole > 100, "{whole} commands only");
-    for at in 1..=whole {
-        let told = format!("command {at} of {whole}");
-        let guard = Told(&told);
-        live(
-            &life,
-            &drive(seed),
-            &[(at, Fault::Power)],
-            &mut Seen::default(),
-        );
-        std::mem::forget(guard);
+    let whole = drive(seed);
+    let mut tried = 0;
+    for step in 0..8 {
+        let before = whole.lock().unwrap().clone();
+        live(&life, step..step + 1, &whole, &[], &mut Seen::default());
+        let commands = whole.lock().unwrap().commands - before.commands;
+        for at in 1..=commands {
+            let told = format!("command {at} of {commands} in step {step}");
+            let guard = Told(&told);
+            let drive = Arc::new(Mutex::new(before.clone()));
+            live(
+                &life,
+                step..(step + 2).min(8),
+                &drive,
+                &[(at, Fault::Power)],
+                &mut Seen::default(),
+            );
+            std::mem::forget(guard);
+            tried += 1;
+        }
     }
+    assert!(tried > 100, "{tried} commands only");
 }

@@ -45,6 +45,7 @@ pub(crate) enum Fault {
 }
 
 /// A write that is not durable.
+#[derive(Clone)]
 struct Unflushed {
     number: u64,
     offset: usize,
@@ -54,6 +55,7 @@ struct Unflushed {
 }
 
 /// A drive with a volatile cache, or without.
+#[derive(Clone)]
 pub(crate) struct Drive {
     block_size: u32,
     volatile: bool,
