@@ -19,8 +19,8 @@ struct folio;
 
 /**
  * struct aios_poll - one wait of a reader for a folio under read
- * @slot: what is known of such waits
- * @start: when it began, local_clock() in ns
+ * @slot: what is known of such waits, NULL if nobody wants to know
+ * @start: when it began, local_clock() in ns, 0 if it did not yet
  * @now: when it was looked at the clock last
  * @budget: how long it may spin, in ns
  */

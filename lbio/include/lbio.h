@@ -20,6 +20,7 @@ u64 lbio_poll_learn(u64 state, u64 waited_ns, u64 max_ns);
 /* Status of a command that was cancelled; no NVMe status field is so wide. */
 #define LBIO_CANCELLED		0xffff
 
+struct lbio_chunk_state;
 struct lbio_queue;
 struct lbio_ring;
 
@@ -30,6 +31,8 @@ void lbio_ring_free(struct lbio_ring *ring);
 void lbio_ring_reset(struct lbio_ring *ring, u16 sq_id);
 s64 lbio_ring_submit(struct lbio_ring *ring, u32 nsid, u64 slba, u32 blocks,
 		     u64 dma, u32 pages);
+s64 lbio_ring_read_page(struct lbio_ring *ring, struct lbio_chunk_state *chunk,
+			u64 chunk_dma, u32 nsid, u64 slba, u32 blocks);
 s32 lbio_ring_reap(struct lbio_ring *ring, struct lbio_queue *queue);
 s32 lbio_ring_take(struct lbio_ring *ring, u16 slot);
 bool lbio_ring_sleep(struct lbio_ring *ring, u16 slot, u64 token);

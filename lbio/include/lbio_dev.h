@@ -40,7 +40,7 @@ struct lbio_dev_ops {
 
 /**
  * struct lbio_ns - a namespace that LBIO may read
- * @dev: its controller
+ * @dev: its controller, or NULL if it is not to be read
  * @nsid: its number
  * @lba_shift: binary logarithm of its logical block size in bytes
  *
@@ -74,11 +74,12 @@ struct lbio_extent {
 /**
  * struct lbio_driver - a driver whose drives may be read around the block layer
  * @fops: operations of its block devices
- * @ns: the namespace behind a disk with these operations, or NULL
+ * @ns_offset: where, in what private_data of a disk with these operations points
+ * to, its struct lbio_ns is
  */
 struct lbio_driver {
 	const struct block_device_operations *fops;
-	const struct lbio_ns *(*ns)(struct gendisk *disk);
+	size_t ns_offset;
 };
 
 /**
@@ -92,6 +93,18 @@ struct lbio_fs {
 	const struct file_operations *fops;
 	bool (*map)(struct inode *inode, pgoff_t index,
 		    struct lbio_extent *extent);
+};
+
+/**
+ * enum lbio_result - what became of a read of pages that were not cached
+ * @LBIO_NOT_READ: nothing, the ordinary path has to read
+ * @LBIO_READ: done
+ * @LBIO_READ_ACCESSED: done, and the file's access time needs no update
+ */
+enum lbio_result {
+	LBIO_NOT_READ,
+	LBIO_READ,
+	LBIO_READ_ACCESSED
 };
 
 #ifdef CONFIG_AIOS
@@ -115,18 +128,18 @@ void lbio_dev_stop(struct lbio_dev *dev);
 void lbio_dev_cancel(struct lbio_dev *dev);
 irqreturn_t lbio_irq(int irq, void *data);
 
-bool lbio_read_miss(struct kiocb *iocb, struct address_space *mapping,
-		    pgoff_t index, pgoff_t nr, struct folio_batch *fbatch,
-		    bool *accessed);
+enum lbio_result lbio_read_miss(struct kiocb *iocb,
+				struct address_space *mapping, pgoff_t index,
+				pgoff_t nr, struct folio_batch *fbatch);
 
 #else /* !CONFIG_AIOS */
 
-static inline bool lbio_read_miss(struct kiocb *iocb,
-				  struct address_space *mapping,
-				  pgoff_t index, pgoff_t nr,
-				  struct folio_batch *fbatch, bool *accessed)
+static inline enum lbio_result lbio_read_miss(struct kiocb *iocb,
+					      struct address_space *mapping,
+					      pgoff_t index, pgoff_t nr,
+					      struct folio_batch *fbatch)
 {
-	return false;
+	return LBIO_NOT_READ;
 }
 
 #endif /* !CONFIG_AIOS */

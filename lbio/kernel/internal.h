@@ -8,7 +8,9 @@
 #include <linux/lbio.h>
 #include <linux/lbio_dev.h>
 #include <linux/list.h>
+#include <linux/log2.h>
 #include <linux/percpu.h>
+#include <linux/sched/clock.h>
 #include <linux/spinlock.h>
 #include <linux/types.h>
 #include <linux/workqueue.h>
@@ -41,9 +43,98 @@ void lbio_debugfs(struct dentry *root);
 void lbio_dev_debugfs(struct dentry *root);
 void lbio_io_debugfs(struct dentry *root);
 
-u64 aios_poll_begin(struct aios_poll *poll, const struct inode *inode,
-		    size_t count);
-void aios_poll_end(struct aios_poll *poll, bool hit);
+/* How many hits in a row nothing is learned from after one that was. */
+#define AIOS_POLL_SKIP	3
+
+/**
+ * struct aios_poll_slot - what is known of waits of one kind
+ * @state: the estimator's
+ * @waited: what the last wait took, in ns, 0 for nothing to learn. It is learned
+ * from when the next one begins: while the device works, and not while the data
+ * is there.
+ * @budget: how long to spin by @state and @max_ns, in ns
+ * @max_ns: the bound at that time
+ * @skip: how many hits to come are not learned from
+ *
+ * Shared without a lock: readers on other CPUs may fight over a slot. That costs
+ * a spin of the wrong length; all members are loaded and stored at once.
+ */
+struct aios_poll_slot {
+	u64 state;
+	u64 waited;
+	u64 budget;
+	unsigned long max_ns;
+	unsigned int skip;
+};
+
+/* How waits ended: while spinning, after it, without it. */
+struct aios_poll_events {
+	u64 hits;
+	u64 misses;
+	u64 sleeps;
+};
+
+DECLARE_PER_CPU(struct aios_poll_events, aios_poll_events);
+
+void aios_poll_learn(struct aios_poll_slot *slot, unsigned long max_ns);
+void aios_poll_note(struct aios_poll *poll, bool hit);
+
+/*
+ * Begins a wait. Returns for how many nanoseconds to spin. aios_poll_hit() ends
+ * it; if there is nothing to spin, or that was in vain, aios_poll_sleep() and
+ * aios_poll_slept() do.
+ */
+static inline u64 aios_poll_begin(struct aios_poll *poll,
+				  struct aios_poll_slot *slot)
+{
+	unsigned long max_ns = READ_ONCE(aios_poll_max_ns);
+
+	poll->slot = NULL;
+	poll->start = 0;
+	if (unlikely(!max_ns))
+		return 0;
+	poll->slot = slot;
+	if (unlikely(READ_ONCE(slot->waited) ||
+		     READ_ONCE(slot->max_ns) != max_ns))
+		aios_poll_learn(slot, max_ns);
+	/* Another reader may have put it there for another bound. */
+	poll->budget = min(READ_ONCE(slot->budget), max_ns);
+	return poll->budget;
+}
+
+/* Whether to spin no more. The first look at the clock begins the wait. */
+static inline bool aios_poll_is_over(struct aios_poll *poll)
+{
+	poll->now = local_clock();
+	if (!poll->start)
+		poll->start = poll->now;
+	/* A clock that went backwards ends it, too. */
+	return poll->now - poll->start >= poll->budget;
+}
+
+/* The wait goes on asleep, aios_poll_slept() ends it. */
+static inline void aios_poll_sleep(struct aios_poll *poll)
+{
+	if (poll->slot && !poll->start)
+		poll->start = local_clock();
+}
+
+/*
+ * Ends a wait while spinning, having waited up to the last look at the clock. If
+ * there was none, the read was complete before anybody waited, which teaches
+ * nothing.
+ */
+static inline void aios_poll_hit(struct aios_poll *poll)
+{
+	struct aios_poll_slot *slot = poll->slot;
+	unsigned int skip = READ_ONCE(slot->skip);
+
+	this_cpu_inc(aios_poll_events.hits);
+	if (likely(skip))
+		WRITE_ONCE(slot->skip, skip - 1);
+	else if (poll->start)
+		aios_poll_note(poll, true);
+}
 
 /**
  * enum lbio_event - what became of reads that LBIO was asked for
@@ -158,6 +249,15 @@ struct lbio_io {
 	bool thrashing;
 };
 
+/*
+ * Page @i of a read as a folio: pages of the pool are single, none is the tail
+ * of another, which page_folio() would have to find out.
+ */
+static inline struct folio *lbio_folio(const struct lbio_io *io, unsigned int i)
+{
+	return (struct folio *)(io->page + i);
+}
+
 /**
  * struct lbio_queue - a queue pair, its pool of pages, and its watchdog
  * @dev: its controller
@@ -174,6 +274,7 @@ struct lbio_io {
  * @chunk: pages to take, or NULL
  * @next: pages to take after those, or NULL
  * @full: chunks that have no pages to take, and are not unmapped yet
+ * @poll: what is known of waits for reads of 1, 2 or 3, 4 to 7, 8 pages
  * @started: when each slot's command was submitted, in jiffies
  * @tick: finds lost interrupts, lost commands and old chunks
  * @orphaned: slots whose readers were killed, as bits
@@ -197,6 +298,7 @@ struct lbio_queue {
 	struct lbio_chunk *chunk;
 	struct lbio_chunk *next;
 	struct list_head full;
+	struct aios_poll_slot poll[ilog2(LBIO_MAX_PAGES) + 1];
 	unsigned long started[LBIO_SLOTS];
 	struct delayed_work tick;
 	unsigned long orphaned;
@@ -242,7 +344,7 @@ void lbio_schedule_tick(struct lbio_queue *queue);
 #define LBIO_TOKEN_QUEUE	4
 
 void lbio_start_acct(struct lbio_io *io);
-unsigned int lbio_wait(struct lbio_io *io, const struct inode *inode);
+unsigned int lbio_wait(struct lbio_io *io);
 void lbio_put_pages(struct lbio_io *io, unsigned int nr);
 void lbio_orphan_work(struct work_struct *work);
 
@@ -253,11 +355,13 @@ extern struct lbio_fs lbio_fs;
 static inline const struct lbio_ns *lbio_find_ns(struct block_device *bdev)
 {
 	struct gendisk *disk = bdev->bd_disk;
+	const struct lbio_ns *ns;
 
-	/* Pairs with lbio_set_driver(): the callback is set with the fops. */
+	/* Pairs with lbio_set_driver(): the offset is set with the fops. */
 	if (disk->fops != smp_load_acquire(&lbio_driver.fops))
 		return NULL;
-	return lbio_driver.ns(disk);
+	ns = disk->private_data + lbio_driver.ns_offset;
+	return READ_ONCE(ns->dev) ? ns : NULL;
 }
 
 /* Whether lbio_map() may be called for the inode of @file. */

@@ -33,52 +33,42 @@
 #define AIOS_POLL_SLOT_BITS	4
 
 /* Longer than a fast drive's read, shorter than two context switches of idle. */
-unsigned long aios_poll_max_ns = 50 * NSEC_PER_USEC;
+unsigned long aios_poll_max_ns __read_mostly = 50 * NSEC_PER_USEC;
 
-/*
- * What is known of the waits for one (device, size of read). Slots are hashed
- * and shared without a lock: a reader may have moved to another CPU by the time
- * it stores what it learned, and two keys may fight over a slot. Either costs a
- * spin of the wrong length; all words are loaded and stored at once.
- *
- * What the last wait took (@waited, in ns, 0 for nothing) is learned from when
- * the next one begins: while the device works, and not while the data is there.
- */
-struct aios_poll_slot {
+DEFINE_PER_CPU(struct aios_poll_events, aios_poll_events);
+
+/* Of waits for folios: one slot for each (device, size of read), hashed. */
+struct aios_poll_key {
 	u64 key;
-	u64 state;
-	u64 waited;
+	struct aios_poll_slot slot;
 };
 
-struct aios_poll_cpu {
-	struct aios_poll_slot slots[1 << AIOS_POLL_SLOT_BITS];
-	u64 hits;
-	u64 misses;
-	u64 sleeps;
-};
-
-static DEFINE_PER_CPU(struct aios_poll_cpu, aios_poll_cpu);
+static DEFINE_PER_CPU(struct aios_poll_key[1 << AIOS_POLL_SLOT_BITS],
+		      aios_poll_keys);
 
 static struct aios_poll_slot *aios_poll_slot(const struct inode *inode,
 					     size_t count)
 {
-	struct aios_poll_slot *slot;
+	struct aios_poll_key *entry;
 	u64 key;
 
 	/* Reads of like size wait alike; never zero, the key of an unused slot. */
 	key = (u64)inode->i_sb->s_dev << 8 | (ilog2(count | 1) + 1);
-	slot = raw_cpu_ptr(&aios_poll_cpu)->slots +
-	       hash_64(key, AIOS_POLL_SLOT_BITS);
-	if (READ_ONCE(slot->key) != key) {
-		WRITE_ONCE(slot->state, 0);
-		WRITE_ONCE(slot->waited, 0);
-		WRITE_ONCE(slot->key, key);
+	entry = *raw_cpu_ptr(&aios_poll_keys) +
+		hash_64(key, AIOS_POLL_SLOT_BITS);
+	if (READ_ONCE(entry->key) != key) {
+		WRITE_ONCE(entry->slot.state, 0);
+		WRITE_ONCE(entry->slot.waited, 0);
+		WRITE_ONCE(entry->slot.skip, 0);
+		/* Is no bound, so that the budget is not believed. */
+		WRITE_ONCE(entry->slot.max_ns, 0);
+		WRITE_ONCE(entry->key, key);
 	}
-	return slot;
+	return &entry->slot;
 }
 
-/* What is known by now. */
-static u64 aios_poll_state(struct aios_poll_slot *slot, u64 max_ns)
+/* Brings what is known up to date: with the last wait, and with @max_ns. */
+void aios_poll_learn(struct aios_poll_slot *slot, unsigned long max_ns)
 {
 	u64 waited = READ_ONCE(slot->waited);
 	u64 state = READ_ONCE(slot->state);
@@ -88,7 +78,8 @@ static u64 aios_poll_state(struct aios_poll_slot *slot, u64 max_ns)
 		WRITE_ONCE(slot->state, state);
 		WRITE_ONCE(slot->waited, 0);
 	}
-	return state;
+	WRITE_ONCE(slot->budget, lbio_poll_budget(state, max_ns));
+	WRITE_ONCE(slot->max_ns, max_ns);
 }
 
 /*
@@ -102,9 +93,7 @@ static noinline bool aios_spin_folio(struct folio *folio,
 		if (need_resched() || signal_pending(current) ||
 		    !single_task_running())
 			return false;
-		/* A clock that went backwards ends the loop, too. */
-		poll->now = local_clock();
-		if (poll->now - poll->start >= poll->budget)
+		if (aios_poll_is_over(poll))
 			return false;
 		aios_spin_relax();
 	}
@@ -112,45 +101,36 @@ static noinline bool aios_spin_folio(struct folio *folio,
 }
 
 /*
- * Begins a wait for a read of @count bytes of @inode. Returns for how many
- * nanoseconds to spin; aios_poll_end() has to be called in any case.
+ * Notes how long a wait was that was spun (@hit) or slept for. Every so many
+ * waits are enough to learn from, as long as they are hits. After a miss the next
+ * one is learned from whatever it will be: choosing by what came before does not
+ * favour the long ones, and a drive that becomes slow is soon found out.
  */
-u64 aios_poll_begin(struct aios_poll *poll, const struct inode *inode,
-		    size_t count)
+void aios_poll_note(struct aios_poll *poll, bool hit)
 {
-	u64 max_ns = READ_ONCE(aios_poll_max_ns);
+	struct aios_poll_slot *slot = poll->slot;
+	bool learn = !READ_ONCE(slot->skip);
 
-	poll->slot = NULL;
-	if (!max_ns)
-		return 0;
-	poll->slot = aios_poll_slot(inode, count);
-	poll->budget = lbio_poll_budget(aios_poll_state(poll->slot, max_ns),
-					max_ns);
-	poll->start = local_clock();
-	poll->now = poll->start;
-	return poll->budget;
+	WRITE_ONCE(slot->skip, hit ? AIOS_POLL_SKIP : 0);
+	/* The clocks of two CPUs may differ a little. */
+	if (learn && poll->now >= poll->start)
+		WRITE_ONCE(slot->waited, poll->now - poll->start + 1);
 }
 
-/*
- * Ends a wait, successful while spinning (@hit) or asleep, and notes how long it
- * was. After a hit that is up to the last look at the clock.
+/**
+ * aios_poll_slept - learn from a wait that ended in sleep
+ * @poll: as aios_poll_folio() or aios_poll_sleep() left it
  */
-void aios_poll_end(struct aios_poll *poll, bool hit)
+void aios_poll_slept(struct aios_poll *poll)
 {
-	if (!poll->slot)
+	if (!poll->slot || !poll->start)
 		return;
-	if (hit) {
-		this_cpu_inc(aios_poll_cpu.hits);
-	} else {
-		if (poll->budget)
-			this_cpu_inc(aios_poll_cpu.misses);
-		else
-			this_cpu_inc(aios_poll_cpu.sleeps);
-		poll->now = local_clock();
-	}
-	/* The clocks of two CPUs may differ a little. */
-	if (poll->now >= poll->start)
-		WRITE_ONCE(poll->slot->waited, poll->now - poll->start + 1);
+	if (poll->budget)
+		this_cpu_inc(aios_poll_events.misses);
+	else
+		this_cpu_inc(aios_poll_events.sleeps);
+	poll->now = local_clock();
+	aios_poll_note(poll, false);
 }
 
 /**
@@ -170,22 +150,15 @@ bool aios_poll_folio(struct aios_poll *poll, const struct inode *inode,
 	if (!folio_test_locked(folio))
 		return folio_test_uptodate(folio);
 
-	if (!aios_poll_begin(poll, inode, count) ||
-	    !aios_spin_folio(folio, poll))
+	if (!aios_poll_begin(poll, aios_poll_slot(inode, count)) ||
+	    !aios_spin_folio(folio, poll)) {
+		aios_poll_sleep(poll);
 		return false;
-	aios_poll_end(poll, true);
+	}
+	aios_poll_hit(poll);
 	/* A failed read is not up to date; its retry is no wait to learn from. */
 	poll->slot = NULL;
 	return folio_test_uptodate(folio);
-}
-
-/**
- * aios_poll_slept - learn from a wait that ended in sleep
- * @poll: as aios_poll_folio() left it
- */
-void aios_poll_slept(struct aios_poll *poll)
-{
-	aios_poll_end(poll, false);
 }
 
 static int poll_show(struct seq_file *m, void *unused)
@@ -194,7 +167,8 @@ static int poll_show(struct seq_file *m, void *unused)
 	int cpu;
 
 	for_each_possible_cpu(cpu) {
-		const struct aios_poll_cpu *p = per_cpu_ptr(&aios_poll_cpu, cpu);
+		const struct aios_poll_events *p =
+			per_cpu_ptr(&aios_poll_events, cpu);
 
 		hits += READ_ONCE(p->hits);
 		misses += READ_ONCE(p->misses);

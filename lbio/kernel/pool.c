@@ -31,6 +31,7 @@
 #include <linux/jiffies.h>
 #include <linux/mm.h>
 #include <linux/pci.h>
+#include <linux/sched/mm.h>
 #include <linux/shrinker.h>
 #include <linux/slab.h>
 #include <linux/swiotlb.h>
@@ -170,12 +171,15 @@ void lbio_pool_advance(struct lbio_queue *queue)
 
 /*
  * Sees to it that the queue has pages. May sleep; called while the device is
- * busy, or nobody waits.
+ * busy, or nobody waits, by readers whom a reset of the drive waits for: not to
+ * wait for the drive's I/O.
  */
 void lbio_pool_refill(struct lbio_queue *queue)
 {
+	unsigned int noio = memalloc_noio_save();
 	struct lbio_chunk *chunk = lbio_chunk_alloc(queue);
 
+	memalloc_noio_restore(noio);
 	spin_lock(&queue->sq_lock);
 	queue->refilling = false;
 	/* Others may have refilled meanwhile; more than two are too many. */

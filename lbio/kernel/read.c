@@ -50,7 +50,7 @@
 #include <linux/folio_batch.h>
 #include <linux/pagemap.h>
 #include <linux/sched.h>
-#include <linux/sched/mm.h>
+#include <linux/timekeeping.h>
 
 #include "../blk-rq-qos.h"
 #include "internal.h"
@@ -77,8 +77,30 @@ static noinline bool lbio_refuse(const struct inode *inode, pgoff_t index,
 }
 
 /*
- * Takes @nr adjacent pages, or fewer if the pool has not so many, or none. Says
- * whether the pool needs more, to one reader.
+ * Notes from where @nr pages came, those from @index on of the queue's chunk.
+ * Says whether the pool needs more, to one reader.
+ */
+static __always_inline void lbio_note_pages(struct lbio_io *io,
+					    unsigned int index, unsigned int nr)
+	__must_hold(&io->queue->sq_lock)
+{
+	struct lbio_queue *queue = io->queue;
+	struct lbio_chunk *chunk = queue->chunk;
+
+	queue->used = true;
+	io->chunk = chunk;
+	io->nr = nr;
+	io->page = chunk->page + index;
+	io->dma = chunk->dma + ((dma_addr_t)index << PAGE_SHIFT);
+	if (unlikely(chunk->nr < index + nr + LBIO_MAX_PAGES) &&
+	    !queue->next && !queue->refilling) {
+		queue->refilling = true;
+		io->low = true;
+	}
+}
+
+/*
+ * Takes @nr adjacent pages, or fewer if the pool has not so many, or none.
  */
 static bool lbio_take_pages(struct lbio_io *io, unsigned int nr)
 	__must_hold(&io->queue->sq_lock)
@@ -97,16 +119,7 @@ static bool lbio_take_pages(struct lbio_io *io, unsigned int nr)
 		if (index < 0)
 			return false;
 	}
-	queue->used = true;
-	io->chunk = queue->chunk;
-	io->nr = nr;
-	io->page = io->chunk->page + index;
-	io->dma = io->chunk->dma + ((dma_addr_t)index << PAGE_SHIFT);
-	if (unlikely(io->chunk->nr < index + nr + LBIO_MAX_PAGES) &&
-	    !queue->next && !queue->refilling) {
-		queue->refilling = true;
-		io->low = true;
-	}
+	lbio_note_pages(io, index, nr);
 	return true;
 }
 
@@ -117,8 +130,60 @@ static void lbio_shorten(struct lbio_io *io, unsigned int nr)
 
 	lbio_put_pages(io, io->nr - nr);
 	for (i = nr; i < io->nr; i++)
-		put_page(io->page + i);
+		folio_put(lbio_folio(io, i));
 	io->nr = nr;
+}
+
+/* The watchdog looks after the queue from now on. */
+static noinline void lbio_start_tick(struct lbio_queue *queue)
+	__must_hold(&queue->sq_lock)
+{
+	queue->ticking = true;
+	lbio_schedule_tick(queue);
+}
+
+/* Notes that the drive was told of the read in @slot. */
+static __always_inline void lbio_note_slot(struct lbio_io *io, u16 slot,
+					   sector_t sector)
+	__must_hold(&io->queue->sq_lock)
+{
+	struct lbio_queue *queue = io->queue;
+
+	io->slot = slot;
+	queue->started[slot] = jiffies;
+	if (unlikely(!queue->ticking))
+		lbio_start_tick(queue);
+	trace_lbio_submit(io, sector);
+}
+
+/*
+ * Takes a page and submits a read into it, in one step and with all that can
+ * wait behind the doorbell. If not all is there for that, it does nothing.
+ */
+static __always_inline bool lbio_submit_page(struct lbio_io *io,
+					     const struct lbio_ns *ns,
+					     sector_t sector)
+{
+	struct lbio_queue *queue = io->queue;
+	unsigned int shift = ns->lba_shift;
+	struct lbio_chunk *chunk;
+	s64 entry = -ENOMEM;
+
+	spin_lock(&queue->sq_lock);
+	chunk = queue->chunk;
+	if (unlikely(!queue->live || !chunk || !lbio_may_use(chunk->page)))
+		goto unlock;
+	entry = lbio_ring_read_page(queue->ring, &chunk->state, chunk->dma,
+				    ns->nsid, sector >> (shift - SECTOR_SHIFT),
+				    PAGE_SIZE >> shift);
+	if (unlikely(entry < 0))
+		goto unlock;
+	queue->dev->ops->sq_doorbell(queue->hw, entry >> 16);
+	lbio_note_pages(io, entry >> 32, 1);
+	lbio_note_slot(io, entry, sector);
+unlock:
+	spin_unlock(&queue->sq_lock);
+	return entry >= 0;
 }
 
 static bool lbio_submit(struct lbio_io *io, const struct lbio_ns *ns,
@@ -135,14 +200,8 @@ static bool lbio_submit(struct lbio_io *io, const struct lbio_ns *ns,
 				 io->nr);
 	if (unlikely(entry < 0))
 		return false;
-	io->slot = entry & 0xffff;
 	queue->dev->ops->sq_doorbell(queue->hw, entry >> 16);
-	queue->started[io->slot] = jiffies;
-	if (unlikely(!queue->ticking)) {
-		queue->ticking = true;
-		lbio_schedule_tick(queue);
-	}
-	trace_lbio_submit(io, sector);
+	lbio_note_slot(io, entry, sector);
 	return true;
 }
 
@@ -191,16 +250,42 @@ static bool lbio_is_sequential(const struct file *file,
 static unsigned int lbio_limit(struct request_queue *q, sector_t sector,
 			       pgoff_t nr)
 {
-	unsigned int sectors = queue_max_sectors(q);
+	unsigned int sectors;
 
 	if (likely(nr == 1))
 		return 1;
+	sectors = queue_max_sectors(q);
 	/* Some drives are slow across a boundary. */
 	if (q->limits.chunk_sectors)
 		sectors = min(sectors,
 			      blk_boundary_sectors_left(sector,
 							q->limits.chunk_sectors));
 	return clamp(sectors / PAGE_SECTORS, 1, nr);
+}
+
+/* Inserts page @i, locked, unless there is one, or no memory. */
+static __always_inline int lbio_insert_page(struct lbio_io *io,
+					    struct address_space *mapping,
+					    pgoff_t index, unsigned int i)
+{
+	struct folio *folio = lbio_folio(io, i);
+	gfp_t gfp;
+	int error;
+
+	/*
+	 * Nobody is to be killed for a page that the ordinary path could wait
+	 * for, and nothing waits for I/O of the drive here.
+	 */
+	gfp = readahead_gfp_mask(mapping) & ~(__GFP_IO | __GFP_FS);
+	error = filemap_add_folio(mapping, folio, index + i, gfp);
+	if (likely(!error)) {
+		io->inserted |= BIT(i);
+		io->thrashing |= folio_test_workingset(folio);
+		return 0;
+	}
+	lbio_refuse(mapping->host, index + i,
+		    error == -EEXIST ? LBIO_EV_PRESENT : LBIO_EV_NO_MEMORY);
+	return error;
 }
 
 /*
@@ -211,28 +296,15 @@ static unsigned int lbio_limit(struct request_queue *q, sector_t sector,
 static void lbio_insert(struct lbio_io *io, struct address_space *mapping,
 			pgoff_t index)
 {
-	/* Nobody is to be killed for a page that the ordinary path could wait for. */
-	gfp_t gfp = readahead_gfp_mask(mapping);
 	unsigned int i;
 	int error;
 
 	for (i = 0; i < io->nr; i++)
-		get_page(io->page + i);
+		folio_get(lbio_folio(io, i));
 	for (i = 0; i < io->nr; i++) {
-		struct folio *folio = page_folio(io->page + i);
-
-		error = filemap_add_folio(mapping, folio, index + i, gfp);
-		if (likely(!error)) {
-			io->inserted |= BIT(i);
-			io->thrashing |= folio_test_workingset(folio);
-			continue;
-		}
-		if (error != -EEXIST) {
-			lbio_refuse(mapping->host, index + i,
-				    LBIO_EV_NO_MEMORY);
+		error = lbio_insert_page(io, mapping, index, i);
+		if (error && error != -EEXIST)
 			return;
-		}
-		lbio_refuse(mapping->host, index + i, LBIO_EV_PRESENT);
 	}
 }
 
@@ -267,8 +339,8 @@ static noinline bool lbio_start_early(struct lbio_io *io,
 	/* What follows a page that is there already is for another read. */
 	for (i = ffz(io->inserted); i < io->nr; i++)
 		if (io->inserted & BIT(i)) {
-			folio_get(page_folio(io->page + i));
-			lbio_discard(page_folio(io->page + i), true);
+			folio_get(lbio_folio(io, i));
+			lbio_discard(lbio_folio(io, i), true);
 			io->inserted &= ~BIT(i);
 		}
 	if (!io->inserted)
@@ -297,15 +369,29 @@ static noinline bool lbio_start_early(struct lbio_io *io,
 discard:
 	lbio_put_pages(io, io->nr);
 	for (i = 0; i < io->nr; i++)
-		lbio_discard(page_folio(io->page + i), io->inserted & BIT(i));
+		lbio_discard(lbio_folio(io, i), io->inserted & BIT(i));
 	return false;
 }
 
-/* Submits the read and inserts the folios, in whichever order is safe. */
-static bool lbio_start(struct lbio_io *io, const struct lbio_ns *ns,
-		       const struct lbio_extent *extent,
-		       struct address_space *mapping, pgoff_t index,
-		       unsigned int nr)
+/* Finds out whether what was read before it was inserted may be seen. */
+static __always_inline void lbio_validate(struct lbio_io *io,
+					  const struct lbio_extent *extent,
+					  struct address_space *mapping,
+					  pgoff_t index)
+{
+	/* Pairs with the barrier of whoever counts an open. */
+	smp_mb();
+	io->valid = atomic_read(extent->opens) == extent->seen;
+	if (unlikely(!io->valid))
+		lbio_refuse(mapping->host, index, LBIO_EV_CHANGED);
+}
+
+/* As lbio_start(), for all that is not one page that is there to be taken. */
+static noinline bool lbio_start_any(struct lbio_io *io,
+				    const struct lbio_ns *ns,
+				    const struct lbio_extent *extent,
+				    struct address_space *mapping,
+				    pgoff_t index, unsigned int nr)
 {
 	struct lbio_queue *queue = io->queue;
 	enum lbio_event why = LBIO_EV_STOPPED;
@@ -328,11 +414,7 @@ static bool lbio_start(struct lbio_io *io, const struct lbio_ns *ns,
 		return lbio_refuse(mapping->host, index, LBIO_EV_FULL);
 	}
 	lbio_insert(io, mapping, index);
-	/* Pairs with the barrier of whoever counts an open. */
-	smp_mb();
-	io->valid = atomic_read(extent->opens) == extent->seen;
-	if (unlikely(!io->valid))
-		lbio_refuse(mapping->host, index, LBIO_EV_CHANGED);
+	lbio_validate(io, extent, mapping, index);
 	return true;
 
 unlock:
@@ -340,6 +422,47 @@ unlock:
 	if (why == LBIO_EV_NO_PAGE)
 		io->low = true;
 	return lbio_refuse(mapping->host, index, why);
+}
+
+/* Submits the read and inserts the folios, in whichever order is safe. */
+static __always_inline bool lbio_start(struct lbio_io *io,
+				       const struct lbio_ns *ns,
+				       const struct lbio_extent *extent,
+				       struct address_space *mapping,
+				       pgoff_t index, unsigned int nr)
+{
+	sector_t sector = extent->sector + io->bdev->bd_start_sect;
+
+	if (unlikely(!extent->quiet || nr > 1 ||
+		     !lbio_submit_page(io, ns, sector)))
+		return lbio_start_any(io, ns, extent, mapping, index, nr);
+	folio_get(lbio_folio(io, 0));
+	lbio_insert_page(io, mapping, index, 0);
+	lbio_validate(io, extent, mapping, index);
+	return true;
+}
+
+/*
+ * Whether the access time is as new as relatime wants it for sure: younger than
+ * the last change and than a day. atime_needs_update() would say so, too.
+ */
+static bool lbio_atime_is_fresh(const struct file *file,
+				const struct inode *inode)
+{
+	time64_t atime = inode_get_atime_sec(inode);
+
+	return (file->f_path.mnt->mnt_flags & MNT_RELATIME) &&
+	       atime > inode_get_mtime_sec(inode) &&
+	       atime > inode_get_ctime_sec(inode) &&
+	       ktime_get_real_seconds() - atime < 24 * 60 * 60;
+}
+
+/* Whether the access time needs no update. */
+static bool lbio_is_accessed(const struct file *file, struct inode *inode)
+{
+	return (file->f_flags & O_NOATIME) ||
+	       lbio_atime_is_fresh(file, inode) ||
+	       !atime_needs_update(&file->f_path, inode);
 }
 
 /* Passes the folios on that follow each other from the first, if it is there. */
@@ -350,11 +473,11 @@ static bool lbio_pass_on(struct lbio_io *io, unsigned int good,
 	unsigned int i;
 
 	for (i = 0; i < first; i++)
-		folio_batch_add(fbatch, page_folio(io->page + i));
+		folio_batch_add(fbatch, lbio_folio(io, i));
 	/* What is behind a gap is in the page cache for who comes for it. */
 	for (; i < io->nr; i++)
 		if (good & BIT(i))
-			put_page(io->page + i);
+			folio_put(lbio_folio(io, i));
 	return first;
 }
 
@@ -366,17 +489,14 @@ static bool lbio_pass_on(struct lbio_io *io, unsigned int good,
  * @nr: how many are wanted, %LBIO_MAX_PAGES at most
  * @fbatch: empty; gets folios from the first page on, up to date, with a
  * reference for the caller. They may be fewer than @nr.
- * @accessed: set to whether the file's access time needs no update
  *
- * Return: whether there are folios; if not, the ordinary path has to read, for
+ * Return: what became of it. Without folios the ordinary path has to read, for
  * whatever reason.
  */
-bool lbio_read_miss(struct kiocb *iocb, struct address_space *mapping,
-		    pgoff_t index, pgoff_t nr, struct folio_batch *fbatch,
-		    bool *accessed)
+enum lbio_result lbio_read_miss(struct kiocb *iocb,
+				struct address_space *mapping, pgoff_t index,
+				pgoff_t nr, struct folio_batch *fbatch)
 {
-	struct inode *inode = mapping->host;
-	struct block_device *bdev = inode->i_sb->s_bdev;
 	/* All that is read of these is written before. */
 	struct lbio_extent extent __uninitialized;
 	const struct lbio_ns *ns;
@@ -384,28 +504,28 @@ bool lbio_read_miss(struct kiocb *iocb, struct address_space *mapping,
 	struct request_queue *q;
 	enum lbio_event why;
 	unsigned int good;
-	unsigned int noio;
-	bool started;
+	bool accessed;
 
+	io.bdev = mapping->host->i_sb->s_bdev;
 	if ((iocb->ki_flags & (IOCB_NOWAIT | IOCB_NOIO | IOCB_WAITQ |
 			       IOCB_DONTCACHE)) ||
-	    !bdev || !lbio_may_map(iocb->ki_filp))
-		return false;
+	    !io.bdev || !lbio_may_map(iocb->ki_filp))
+		return LBIO_NOT_READ;
+	why = LBIO_EV_SEQUENTIAL;
 	if (lbio_is_sequential(iocb->ki_filp, mapping, index, nr))
-		return lbio_refuse(inode, index, LBIO_EV_SEQUENTIAL);
+		goto refuse;
 
 	/*
 	 * From here on reset, removal and reformatting wait for this read, which
-	 * therefore must not wait for other I/O of the drive, as reclaim may.
+	 * therefore must not wait for other I/O of the drive, as reclaim may:
+	 * what allocates does without it (NOIO).
 	 */
-	q = bdev_get_queue(bdev);
-	noio = memalloc_noio_save();
-	if (unlikely(!percpu_ref_tryget_live(&q->q_usage_counter))) {
-		why = LBIO_EV_FROZEN;
-		goto restore;
-	}
+	q = bdev_get_queue(io.bdev);
+	why = LBIO_EV_FROZEN;
+	if (unlikely(!percpu_ref_tryget_live(&q->q_usage_counter)))
+		goto refuse;
 	why = LBIO_EV_NO_DEV;
-	ns = lbio_find_ns(bdev);
+	ns = lbio_find_ns(io.bdev);
 	if (!ns)
 		goto put_queue;
 	why = LBIO_EV_SHARED;
@@ -423,48 +543,46 @@ bool lbio_read_miss(struct kiocb *iocb, struct address_space *mapping,
 	if (unlikely(!filemap_invalidate_trylock_shared(mapping)))
 		goto put_queue;
 	why = LBIO_EV_UNMAPPED;
-	if (unlikely(!lbio_map(inode, index, &extent)))
+	if (unlikely(!lbio_map(mapping->host, index, &extent)))
 		goto unlock;
 	nr = min(nr, extent.pages);
-	nr = lbio_limit(q, extent.sector + bdev->bd_start_sect, nr);
+	nr = lbio_limit(q, extent.sector + io.bdev->bd_start_sect, nr);
 	if (unlikely(extent.sector + nr * PAGE_SECTORS >
-		     bdev_nr_sectors(bdev)))
+		     bdev_nr_sectors(io.bdev)))
 		goto unlock;
 
-	io.bdev = bdev;
 	io.inserted = 0;
 	io.valid = false;
 	io.low = false;
 	io.thrashing = false;
-	started = lbio_start(&io, ns, &extent, mapping, index, nr);
-	filemap_invalidate_unlock_shared(mapping);
-	if (unlikely(!started)) {
+	if (unlikely(!lbio_start(&io, ns, &extent, mapping, index, nr))) {
+		filemap_invalidate_unlock_shared(mapping);
 		if (io.low)
 			lbio_pool_refill(io.queue);
 		percpu_ref_put(&q->q_usage_counter);
-		memalloc_noio_restore(noio);
-		return false;
+		return LBIO_NOT_READ;
 	}
+	filemap_invalidate_unlock_shared(mapping);
 
 	/* The drive is at work. */
 	lbio_start_acct(&io);
 	/* Updating it may wait for the journal, and so for the drive. */
-	*accessed = (iocb->ki_filp->f_flags & O_NOATIME) ||
-		    !atime_needs_update(&iocb->ki_filp->f_path, inode);
+	accessed = lbio_is_accessed(iocb->ki_filp, mapping->host);
 	if (unlikely(!list_empty_careful(&io.queue->full)))
 		lbio_pool_unmap_idle(io.queue);
 	if (unlikely(io.low))
 		lbio_pool_refill(io.queue);
 
-	good = lbio_wait(&io, inode);
-	memalloc_noio_restore(noio);
-	return lbio_pass_on(&io, good, fbatch);
+	good = lbio_wait(&io);
+	if (unlikely(!lbio_pass_on(&io, good, fbatch)))
+		return LBIO_NOT_READ;
+	return accessed ? LBIO_READ_ACCESSED : LBIO_READ;
 
 unlock:
 	filemap_invalidate_unlock_shared(mapping);
 put_queue:
 	percpu_ref_put(&q->q_usage_counter);
-restore:
-	memalloc_noio_restore(noio);
-	return lbio_refuse(inode, index, why);
+refuse:
+	lbio_refuse(mapping->host, index, why);
+	return LBIO_NOT_READ;
 }

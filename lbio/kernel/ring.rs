@@ -22,7 +22,9 @@ use kernel::sync::barrier::{
 use lbio_core::chunk::Chunk;
 use lbio_core::nvme::{
     Cqe,
-    Sqe, //
+    Prp,
+    Sqe,
+    PAGE_SIZE, //
 };
 use lbio_core::prp::{
     self,
@@ -161,6 +163,75 @@ pub unsafe extern "C" fn lbio_ring_reset(ring: *mut bindings::lbio_ring, sq_id: 
     }
 }
 
+impl Ring {
+    /// Puts a read by `slot` into the submission queue. Returns the value for the
+    /// tail doorbell.
+    ///
+    /// # Safety
+    ///
+    /// Nobody else may be using the submission half, and `slot` must be the
+    /// caller's, who is to ring the doorbell.
+    #[inline(always)]
+    unsafe fn push(&self, slot: u16, nsid: u32, slba: u64, blocks: u32, prp: Prp) -> u16 {
+        // SAFETY: By the caller's promise nobody else uses this half.
+        let (at, tail) = unsafe { &mut *self.submission.get() }.push();
+        // SAFETY: By the type invariant; `at` is below `depth`, and the controller
+        // has fetched what was there, as there are fewer slots than entries. It
+        // does not look before the doorbell is written.
+        unsafe {
+            ptr::write(
+                self.sqes.add(usize::from(at)),
+                Sqe::read(slot, nsid, slba, blocks, prp),
+            );
+        }
+        tail
+    }
+}
+
+/// Takes a page of `chunk`, which is at bus address `chunk_dma`, and puts a read
+/// of the `blocks` logical blocks of that size from `slba` of namespace `nsid`
+/// into it into the submission queue.
+///
+/// Returns the slot in bits 0..16, the value for the tail doorbell in bits 16..32
+/// and the index of the page from bit 32 on; -ENOMEM if the chunk has no page,
+/// -EBUSY if all slots are in use, -EINVAL for a page that no command can
+/// transfer to, none of which takes anything.
+///
+/// # Safety
+///
+/// `ring` must be valid, and nobody else submitting to it. `chunk` must be
+/// initialised, nobody else taking pages or retiring it, and its pages mapped for
+/// the device until the command is complete.
+#[export]
+pub unsafe extern "C" fn lbio_ring_read_page(
+    ring: *mut bindings::lbio_ring,
+    chunk: *mut bindings::lbio_chunk_state,
+    chunk_dma: u64,
+    nsid: u32,
+    slba: u64,
+    blocks: u32,
+) -> i64 {
+    // SAFETY: By the caller's promise.
+    let ring = unsafe { &*ring.cast::<Ring>() };
+    // SAFETY: By the caller's promise.
+    let chunk = unsafe { &*chunk.cast::<Chunk>() };
+    let Some(page) = chunk.next() else {
+        return i64::from(ENOMEM.to_errno());
+    };
+    let dma = chunk_dma.wrapping_add(u64::from(page.index()) * PAGE_SIZE);
+    let Ok(prp) = prp::one(dma) else {
+        return i64::from(EINVAL.to_errno());
+    };
+    let Some(slot) = ring.slots.alloc() else {
+        return i64::from(EBUSY.to_errno());
+    };
+    let index = page.index();
+    page.take();
+    // SAFETY: By the caller's promise; the slot is new.
+    let tail = unsafe { ring.push(slot, nsid, slba, blocks, prp) };
+    i64::from(slot) | i64::from(tail) << 16 | i64::from(index) << 32
+}
+
 /// Puts a read of `blocks` logical blocks from `slba` of namespace `nsid` into
 /// the `pages` adjacent pages at bus address `dma` into the submission queue.
 /// Returns the slot in bits 0..16 and the value for the tail doorbell in bits
@@ -198,17 +269,8 @@ pub unsafe extern "C" fn lbio_ring_submit(
         ring.slots.release(slot);
         return i64::from(EINVAL.to_errno());
     };
-    // SAFETY: By the caller's promise nobody else uses this half.
-    let (at, tail) = unsafe { &mut *ring.submission.get() }.push();
-    // SAFETY: By the type invariant; `at` is below `depth`, and the controller
-    // has fetched what was there, as there are fewer slots than entries. It does
-    // not look before the doorbell is written, which is none of this function's.
-    unsafe {
-        ptr::write(
-            ring.sqes.add(usize::from(at)),
-            Sqe::read(slot, nsid, slba, blocks, prp),
-        );
-    }
+    // SAFETY: By the caller's promise; the slot is new.
+    let tail = unsafe { ring.push(slot, nsid, slba, blocks, prp) };
     i64::from(slot) | i64::from(tail) << 16
 }
 

@@ -6,7 +6,7 @@
  * They are found by the operations of a disk and of a file, not by members of
  * the structures that everybody includes. Operations that match belong to a
  * module in use, by the mounted file system or the open file: it stays, and so
- * does the function beside them. What does not match is not followed.
+ * does what is beside them. What does not match is not followed.
  */
 
 #include <linux/blkdev.h>
@@ -25,7 +25,7 @@ struct lbio_fs lbio_fs __read_mostly;
 void lbio_set_driver(const struct lbio_driver *driver)
 {
 	if (driver)
-		lbio_driver.ns = driver->ns;
+		lbio_driver.ns_offset = driver->ns_offset;
 	/* Pairs with lbio_find_ns(). */
 	smp_store_release(&lbio_driver.fops, driver ? driver->fops : NULL);
 }

@@ -69,7 +69,9 @@ void lbio_start_acct(struct lbio_io *io)
 
 	io->start = READ_ONCE(jiffies);
 	part_stat_lock();
-	update_io_ticks(bdev, io->start, false);
+	/* Else somebody did, for the whole device, too. */
+	if (unlikely(READ_ONCE(bdev->bd_stamp) != io->start))
+		update_io_ticks(bdev, io->start, false);
 	bdev_inc_in_flight(bdev, REQ_OP_READ);
 	part_stat_inc(bdev, ios[STAT_READ]);
 	part_stat_add(bdev, sectors[STAT_READ], sectors);
@@ -102,6 +104,17 @@ void lbio_put_pages(struct lbio_io *io, unsigned int nr)
 		lbio_pool_unmap(io->queue, io->chunk);
 }
 
+static __always_inline void lbio_end_page(const struct lbio_io *io,
+					  unsigned int i, unsigned int good)
+{
+	struct folio *folio = lbio_folio(io, i);
+
+	if (likely(io->inserted & BIT(i)))
+		folio_end_read(folio, good & BIT(i));
+	if (unlikely(!(good & BIT(i))))
+		folio_put(folio);
+}
+
 /*
  * Ends a read that is complete with @status: all that has to be done before
  * anybody may look, then unlocks the folios. Returns those that may be seen, as
@@ -132,14 +145,10 @@ static unsigned int lbio_finish(struct lbio_io *io, int status)
 		lbio_count(status == LBIO_CANCELLED ? LBIO_EV_CANCELLED :
 						       LBIO_EV_ERROR);
 	}
-	for (i = 0; i < io->nr; i++) {
-		struct folio *folio = page_folio(io->page + i);
-
-		if (io->inserted & BIT(i))
-			folio_end_read(folio, good & BIT(i));
-		if (unlikely(!(good & BIT(i))))
-			folio_put(folio);
-	}
+	/* Of one page without a loop. */
+	lbio_end_page(io, 0, good);
+	for (i = 1; i < io->nr; i++)
+		lbio_end_page(io, i, good);
 	return good;
 }
 
@@ -177,7 +186,7 @@ void lbio_orphan_work(struct work_struct *work)
 		good = lbio_finish(&io, status);
 		for (i = 0; i < io.nr; i++)
 			if (good & BIT(i))
-				put_page(io.page + i);
+				folio_put(lbio_folio(&io, i));
 	}
 }
 
@@ -221,15 +230,17 @@ static noinline int lbio_spin_slot(struct lbio_io *io, struct aios_poll *poll)
 		if (need_resched() || signal_pending(current) ||
 		    !single_task_running())
 			return status;
-		poll->now = local_clock();
-		if (poll->now - poll->start >= poll->budget)
+		if (aios_poll_is_over(poll))
 			return status;
 		aios_spin_relax();
 	}
 }
 
-/* Returns the status, or -EINTR if the reader was killed and left the read. */
-static int lbio_sleep(struct lbio_io *io)
+/*
+ * Waits without spinning. Returns the status, or -EINTR if the reader was killed
+ * and left the read.
+ */
+static int lbio_sleep(struct lbio_io *io, struct aios_poll *poll)
 {
 	struct lbio_queue *queue = io->queue;
 	u64 token = (unsigned long)current;
@@ -237,7 +248,12 @@ static int lbio_sleep(struct lbio_io *io)
 	unsigned int state;
 	int status;
 
+	/* It may be complete before anybody waited; that teaches nothing. */
+	status = lbio_ring_take(queue->ring, io->slot);
+	if (status != -EINPROGRESS)
+		return status;
 	lbio_count(LBIO_EV_SLEPT);
+	aios_poll_sleep(poll);
 	/*
 	 * What is not in the page cache is for the reader alone to end: nobody
 	 * who takes the file system away would wait for it.
@@ -272,25 +288,26 @@ static int lbio_sleep(struct lbio_io *io)
 }
 
 /* Returns the status, or -EINTR if the reader was killed and left the read. */
-static int lbio_wait_slot(struct lbio_io *io, const struct inode *inode)
+static int lbio_wait_slot(struct lbio_io *io)
 {
-	int status = -EINPROGRESS;
-	struct aios_poll poll;
-	bool hit = false;
+	/* All that is read of it is written before. */
+	struct aios_poll poll __uninitialized;
+	int status;
 
-	if (aios_poll_begin(&poll, inode, io->nr << PAGE_SHIFT)) {
+	if (aios_poll_begin(&poll, &io->queue->poll[ilog2(io->nr)])) {
 		status = lbio_spin_slot(io, &poll);
-		hit = status != -EINPROGRESS;
+		if (likely(status != -EINPROGRESS)) {
+			aios_poll_hit(&poll);
+			return status;
+		}
 	}
-	if (!hit)
-		status = lbio_sleep(io);
-	aios_poll_end(&poll, hit);
+	status = lbio_sleep(io, &poll);
+	aios_poll_slept(&poll);
 	return status;
 }
 
 /* As above, for pages that were in use when memory ran short: a stall for it. */
-static noinline int lbio_wait_thrashing(struct lbio_io *io,
-					const struct inode *inode)
+static noinline int lbio_wait_thrashing(struct lbio_io *io)
 {
 	unsigned long flags;
 	bool nested;
@@ -298,7 +315,7 @@ static noinline int lbio_wait_thrashing(struct lbio_io *io,
 
 	delayacct_thrashing_start(&nested);
 	psi_memstall_enter(&flags);
-	status = lbio_wait_slot(io, inode);
+	status = lbio_wait_slot(io);
 	psi_memstall_leave(&flags);
 	delayacct_thrashing_end(&nested);
 	return status;
@@ -307,25 +324,20 @@ static noinline int lbio_wait_thrashing(struct lbio_io *io,
 /**
  * lbio_wait - wait for a read, and end it
  * @io: the read
- * @inode: of the file that is read
  *
  * Return: the pages that may be seen, as bits, to each of which the caller has
  * a reference. None if the read failed, is not wanted, or was left behind by a
  * reader who was killed.
  */
-unsigned int lbio_wait(struct lbio_io *io, const struct inode *inode)
+unsigned int lbio_wait(struct lbio_io *io)
 {
 	int status;
 
-	/* It may be complete before anybody waited; that teaches nothing. */
-	status = lbio_ring_take(io->queue->ring, io->slot);
-	if (status == -EINPROGRESS) {
-		if (unlikely(io->thrashing))
-			status = lbio_wait_thrashing(io, inode);
-		else
-			status = lbio_wait_slot(io, inode);
-		if (unlikely(status == -EINTR))
-			return 0;
-	}
+	if (unlikely(io->thrashing))
+		status = lbio_wait_thrashing(io);
+	else
+		status = lbio_wait_slot(io);
+	if (unlikely(status == -EINTR))
+		return 0;
 	return lbio_finish(io, status);
 }

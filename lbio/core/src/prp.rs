@@ -47,6 +47,15 @@ pub enum PrpError {
     Address(u64),
 }
 
+/// Describes the page at bus address `first`.
+#[inline]
+pub const fn one(first: u64) -> Result<Prp, PrpError> {
+    if !first.is_multiple_of(PAGE_SIZE) {
+        return Err(PrpError::Address(first));
+    }
+    Ok(Prp { first, second: 0 })
+}
+
 /// Describes `count` adjacent pages from bus address `first` on.
 ///
 /// `list` is asked only if there are more than two pages: for the command's list,
@@ -58,11 +67,9 @@ pub fn build<'a>(
     count: u32,
     list: impl FnOnce() -> (&'a mut [u64], u64),
 ) -> Result<Prp, PrpError> {
-    if !first.is_multiple_of(PAGE_SIZE) {
-        return Err(PrpError::Address(first));
-    }
+    let prp = one(first)?;
     if count == 1 {
-        return Ok(Prp { first, second: 0 });
+        return Ok(prp);
     }
     build_longer(first, count, list)
 }
@@ -144,6 +151,7 @@ mod tests {
             let first = frame * PAGE_SIZE + offset;
             let built = build(first, 1, || unreachable!());
             prop_assert_eq!(built, Err(PrpError::Address(first)));
+            prop_assert_eq!(one(first), built);
         }
     }
 
