@@ -364,6 +364,12 @@ static inline const struct lbio_ns *lbio_find_ns(struct block_device *bdev)
 	return READ_ONCE(ns->dev) ? ns : NULL;
 }
 
+/* The read is over for whoever waits to freeze the drive's request queue. */
+static inline void lbio_exit_queue(struct block_device *bdev)
+{
+	percpu_ref_put(&bdev_get_queue(bdev)->q_usage_counter);
+}
+
 /* Whether lbio_map() may be called for the inode of @file. */
 static inline bool lbio_may_map(const struct file *file)
 {

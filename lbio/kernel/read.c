@@ -165,14 +165,15 @@ static __always_inline bool lbio_submit_page(struct lbio_io *io,
 					     sector_t sector)
 {
 	struct lbio_queue *queue = io->queue;
-	unsigned int shift = ns->lba_shift;
 	struct lbio_chunk *chunk;
 	s64 entry = -ENOMEM;
+	unsigned int shift;
 
 	spin_lock(&queue->sq_lock);
 	chunk = queue->chunk;
 	if (unlikely(!queue->live || !chunk || !lbio_may_use(chunk->page)))
 		goto unlock;
+	shift = ns->lba_shift;
 	entry = lbio_ring_read_page(queue->ring, &chunk->state, chunk->dma,
 				    ns->nsid, sector >> (shift - SECTOR_SHIFT),
 				    PAGE_SIZE >> shift);
@@ -247,19 +248,22 @@ static bool lbio_is_sequential(const struct file *file,
 }
 
 /* How many of @nr pages from @sector on one command may read; one at least. */
-static unsigned int lbio_limit(struct request_queue *q, sector_t sector,
+static unsigned int lbio_limit(struct block_device *bdev, sector_t sector,
 			       pgoff_t nr)
 {
+	const struct queue_limits *lim;
 	unsigned int sectors;
 
 	if (likely(nr == 1))
 		return 1;
-	sectors = queue_max_sectors(q);
+	lim = &bdev_get_queue(bdev)->limits;
+	sectors = queue_max_sectors(bdev_get_queue(bdev));
 	/* Some drives are slow across a boundary. */
-	if (q->limits.chunk_sectors)
+	if (lim->chunk_sectors)
 		sectors = min(sectors,
-			      blk_boundary_sectors_left(sector,
-							q->limits.chunk_sectors));
+			      blk_boundary_sectors_left(bdev->bd_start_sect +
+							sector,
+							lim->chunk_sectors));
 	return clamp(sectors / PAGE_SECTORS, 1, nr);
 }
 
@@ -546,7 +550,7 @@ enum lbio_result lbio_read_miss(struct kiocb *iocb,
 	if (unlikely(!lbio_map(mapping->host, index, &extent)))
 		goto unlock;
 	nr = min(nr, extent.pages);
-	nr = lbio_limit(q, extent.sector + io.bdev->bd_start_sect, nr);
+	nr = lbio_limit(io.bdev, extent.sector, nr);
 	if (unlikely(extent.sector + nr * PAGE_SECTORS >
 		     bdev_nr_sectors(io.bdev)))
 		goto unlock;
@@ -559,7 +563,7 @@ enum lbio_result lbio_read_miss(struct kiocb *iocb,
 		filemap_invalidate_unlock_shared(mapping);
 		if (io.low)
 			lbio_pool_refill(io.queue);
-		percpu_ref_put(&q->q_usage_counter);
+		lbio_exit_queue(io.bdev);
 		return LBIO_NOT_READ;
 	}
 	filemap_invalidate_unlock_shared(mapping);
@@ -581,7 +585,7 @@ enum lbio_result lbio_read_miss(struct kiocb *iocb,
 unlock:
 	filemap_invalidate_unlock_shared(mapping);
 put_queue:
-	percpu_ref_put(&q->q_usage_counter);
+	lbio_exit_queue(io.bdev);
 refuse:
 	lbio_refuse(mapping->host, index, why);
 	return LBIO_NOT_READ;

@@ -136,7 +136,7 @@ static unsigned int lbio_finish(struct lbio_io *io, int status)
 					DMA_FROM_DEVICE);
 	lbio_put_pages(io, io->nr);
 	lbio_end_acct(io);
-	percpu_ref_put(&bdev_get_queue(io->bdev)->q_usage_counter);
+	lbio_exit_queue(io->bdev);
 
 	if (likely(!status && io->valid && io->inserted)) {
 		good = io->inserted;
