@@ -15,11 +15,11 @@ use kernel::{
     prelude::*,
     str::CString, //
 };
-use obd_core::image::{
+use obd_core::budget::{
     Budget,
-    MAX_LAYERS,
     MAX_MEMORY, //
 };
+use obd_core::image::MAX_LAYERS;
 use obd_core::index::Contents;
 use obd_core::scratch::{
     Needs,
@@ -49,8 +49,7 @@ impl Content {
         let mut budget = Budget::new(MAX_MEMORY);
         for (i, path) in paths.iter().enumerate() {
             let blob = Blob::open(path).map_err(|error| Failure::open(i, error))?;
-            let layer = Layer::open(blob)
-                .and_then(|layer| budget.take(&layer).map(|()| layer))
+            let layer = Layer::open_within(blob, &mut budget)
                 .map_err(|error| Failure::new(Some(i), &error))?;
             layers
                 .push(layer, GFP_KERNEL)
@@ -73,7 +72,7 @@ impl Content {
             None => Ok(file),
         });
         wrapped
-            .and_then(ZFile::open)
+            .and_then(|file| ZFile::open_within(file, &mut Budget::new(MAX_MEMORY)))
             .map(Self::ZFile)
             .map_err(|error| Failure::new(Some(0), &error))
     }

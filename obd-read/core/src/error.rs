@@ -180,9 +180,9 @@ pub enum Unsupported {
         value: u64,
     },
     /// Indexes and jump tables of layers that take more memory than a
-    /// [`Budget`](crate::image::Budget) allows.
+    /// [`Budget`](crate::budget::Budget) allows.
     Memory {
-        /// Bytes that the layers so far need.
+        /// Bytes that the layers so far and the next part of this one need.
         needed: u64,
         /// Bytes that they may take.
         most: u64,
@@ -305,7 +305,7 @@ impl fmt::Display for Unsupported {
             Unsupported::TooLarge { name, value } => write!(f, "too large: {value} {name}"),
             Unsupported::Memory { needed, most } => write!(
                 f,
-                "indexes and jump tables of {needed} bytes in all layers, {most} at most"
+                "indexes and jump tables of {needed} bytes or more in all layers, {most} at most"
             ),
         }
     }

@@ -8,8 +8,7 @@ use crate::error::{
     Fault,
     LayerError,
     Place,
-    Reason,
-    Unsupported, //
+    Reason, //
 };
 use crate::index::{
     Contents,
@@ -29,45 +28,6 @@ use core::ops::DerefMut;
 
 /// Most layers of an image.
 pub const MAX_LAYERS: usize = 255;
-
-/// Bytes of memory that the layers of an image may take while it is opened, if
-/// its opener keeps a [`Budget`]: 9.5 million segments, or blocks of 4 KiB for
-/// 1.6 TiB of data, both far beyond real images.
-pub const MAX_MEMORY: u64 = 1 << 30;
-
-/// Keeps count of what layers take, for who opens images of others: each file
-/// pays for its own index with its size, but one may be named again and again.
-pub struct Budget {
-    most: u64,
-    used: u64,
-}
-
-impl Budget {
-    /// For one image, whose layers may take `most` bytes: [`MAX_MEMORY`], or
-    /// less.
-    pub fn new(most: u64) -> Self {
-        Self { most, used: 0 }
-    }
-
-    /// Counts a layer that was opened.
-    ///
-    /// # Errors
-    ///
-    /// [`Unsupported::Memory`] if that makes it more than they may take.
-    pub fn take<S: Source, P: Platform>(
-        &mut self,
-        layer: &Layer<S, P>,
-    ) -> Result<(), Error<S::Error>> {
-        self.used = self.used.saturating_add(layer.cost());
-        if self.used > self.most {
-            return Err(Error::Unsupported(Unsupported::Memory {
-                needed: self.used,
-                most: self.most,
-            }));
-        }
-        Ok(())
-    }
-}
 
 /// An image of layers in whatever container the caller has them.
 pub struct Image<S, P: Platform, L> {

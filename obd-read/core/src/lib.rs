@@ -18,11 +18,11 @@
 //! | what | bytes of memory |
 //! |---|---|
 //! | jump table, for good | 2.5 per block |
-//! | jump table, while opening | 4 per block more if it is stored compressed |
+//! | jump table, while opening | 4 per block and its stored bytes more if it is stored compressed |
 //! | blocks of a zfile | at most one per 5 stored bytes (per stored byte without checksums) |
 //! | index of a layer, while opening | 48 per segment really present, [`lsmt::MAX_SEGMENTS`] at most |
 //! | index of an image, and a log, while merging | 64 per segment of the layers, 32 per layer more |
-//! | all layers of an image, while opening | [`image::MAX_MEMORY`], by who keeps an [`image::Budget`] |
+//! | all layers of an image, while opening | [`budget::MAX_MEMORY`], by who keeps a [`budget::Budget`], checked before it is taken |
 //! | index of an image, for good | 13 per segment after merging (17 from 1 TiB up) |
 //!
 //! # Layout
@@ -37,6 +37,7 @@
 #![cfg_attr(all(not(kernel), not(test)), no_std)]
 #![forbid(unsafe_code)]
 
+pub mod budget;
 pub mod crc32c;
 pub mod error;
 pub mod image;
@@ -52,6 +53,7 @@ pub mod tar;
 mod testing;
 pub mod zfile;
 
+pub use budget::Budget;
 pub use error::{
     Error,
     Fault,

@@ -6,7 +6,14 @@
 mod common;
 
 use common::*;
-use obd_core::error::Error;
+use obd_core::budget::{
+    Budget,
+    MAX_MEMORY, //
+};
+use obd_core::error::{
+    Error,
+    Unsupported, //
+};
 use obd_core::image::Image;
 use obd_core::lsmt::Layer;
 use obd_core::platform::{
@@ -17,6 +24,8 @@ use obd_core::platform::{
 use obd_core::scratch::Scratch;
 use obd_core::source::{
     Bytes,
+    Outside,
+    Source,
     Window, //
 };
 use obd_core::zfile::ZFile;
@@ -106,7 +115,9 @@ fn no_field_makes_it_take_more() {
                         let mut bytes = original.clone();
                         let at = start + field;
                         bytes[at..at + width].copy_from_slice(&value.to_le_bytes()[..width]);
-                        redigest(&mut bytes, start);
+                        if bytes[start..].starts_with(b"ZFile") {
+                            redigest(&mut bytes, start);
+                        }
                         let took = taken(&bytes);
                         assert!(took <= bound(&bytes), "{name}: {field} = {value}: {took}");
                     }
@@ -116,13 +127,116 @@ fn no_field_makes_it_take_more() {
     }
 }
 
-/// Makes the digest of a zfile's header or trailer right.
-fn redigest(bytes: &mut [u8], at: usize) {
-    use obd_core::platform::Crc32c;
-    if bytes[at..].starts_with(b"ZFile") {
-        bytes[at + 28..at + 32].fill(0);
-        let digest = Hardware::crc32c(0, &bytes[at..at + 512]);
-        bytes[at + 28..at + 32].copy_from_slice(&digest.to_le_bytes());
+/// A file of `size` bytes that holds its ends and zeros between them, as sparse
+/// files do, which claim much and pay little.
+struct Sparse {
+    head: Vec<u8>,
+    tail: Vec<u8>,
+    size: u64,
+}
+
+impl Source for Sparse {
+    type Error = Outside;
+
+    fn size(&self) -> u64 {
+        self.size
+    }
+
+    fn read_exact_at(&self, offset: u64, buf: &mut [u8]) -> Result<(), Outside> {
+        let tail_at = self.size - self.tail.len() as u64;
+        for (at, byte) in (offset..).zip(buf) {
+            *byte = match at.checked_sub(tail_at) {
+                Some(i) => *self.tail.get(i as usize).ok_or(Outside)?,
+                None => self.head.get(at as usize).copied().unwrap_or(0),
+            };
+        }
+        Ok(())
+    }
+}
+
+/// A zfile of `blocks` blocks of a byte each, says its trailer, behind which are
+/// `index` entries, or bytes if they are compressed, of a jump table.
+fn sparse(blocks: u64, index: u64, compressed: bool) -> Sparse {
+    let original = fixture("a-z12-lz4-4k-noverify.zfile");
+    let (head, mut tail) = (
+        original[..512].to_vec(),
+        original[original.len() - 512..].to_vec(),
+    );
+    tail[32] = (tail[32] & !(1 << 5)) | u8::from(compressed) << 5;
+    for (field, value) in [(40, 512 + blocks), (48, index), (56, blocks * 4096)] {
+        tail[field..field + 8].copy_from_slice(&value.to_le_bytes());
+    }
+    redigest(&mut tail, 0);
+    let index = if compressed { index } else { 4 * index };
+    let size = 512 + blocks + index + 512;
+    Sparse { head, tail, size }
+}
+
+/// What a sparse file claims is refused before it is allocated.
+#[test]
+fn sparse_files_take_nothing_beyond_the_budget() {
+    for (blocks, index, compressed) in [
+        // A table, and the entries it is decoded from.
+        (500_000_000, 8 << 20, true),
+        // The table fits, but not the entries with it.
+        (200_000_000, 4 << 20, true),
+        // Nor the stored bytes.
+        (1, i32::MAX as u64, true),
+        (1, u64::MAX >> 17, true),
+        (500_000_000, 500_000_000, false),
+    ] {
+        for layer in [false, true] {
+            TAKEN.set(0);
+            let file = sparse(blocks, index, compressed);
+            let mut budget = Budget::new(MAX_MEMORY);
+            let error = if layer {
+                Layer::<_, CountedHost>::open_within(file, &mut budget).err()
+            } else {
+                ZFile::<_, CountedHost>::open_within(Window::whole(file), &mut budget).err()
+            };
+            let refused = matches!(error, Some(Error::Unsupported(Unsupported::Memory { .. })));
+            assert!(refused, "{blocks} {index} {compressed}: {error:?}");
+            assert_eq!(TAKEN.get(), 0, "{blocks} {index} {compressed}");
+        }
+    }
+}
+
+/// Whatever the budget, not a byte more of a jump table is taken.
+#[test]
+fn compressed_tables_stay_within_the_budget() {
+    let (file, _) = compress_table(&fixture("a-c00-base-small.zfile"));
+    let open = |most| {
+        TAKEN.set(0);
+        let file = Window::whole(Bytes(file.as_slice()));
+        ZFile::<_, CountedHost>::open_within(file, &mut Budget::new(most))
+    };
+    open(MAX_MEMORY).unwrap();
+    let needed = TAKEN.get();
+    for most in 0..needed {
+        assert!(open(most as u64).is_err(), "{most} of {needed} are enough");
+        assert_eq!(TAKEN.get(), 0, "{most} of {needed}");
+    }
+    assert!(open(needed as u64).is_ok());
+}
+
+/// Nor of an index, however many segments there are; merging is paid for, too.
+#[test]
+fn segments_stay_within_the_budget() {
+    let count = 50_000;
+    let segments: Vec<_> = (0..count).map(|i| (2 * i, 1, true)).collect();
+    let file = committed(&segments, 2 * count * 512);
+    let fixed = bound(&[]);
+    let needed = count * 113;
+    for most in (0..needed).step_by(500_000).chain([needed - 1, needed]) {
+        TAKEN.set(0);
+        let mut budget = Budget::new(most);
+        let layer = Layer::<_, CountedHost>::open_within(Bytes(file.as_slice()), &mut budget);
+        assert_eq!(layer.is_ok(), most == needed, "{most} of {needed}");
+        if let Ok(layer) = layer {
+            Image::new(vec![layer]).unwrap();
+        }
+        let taken = TAKEN.get();
+        assert!(taken <= most as usize + fixed, "{taken} of {most}");
     }
 }
 

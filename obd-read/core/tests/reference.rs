@@ -6,6 +6,7 @@
 mod common;
 
 use common::*;
+use obd_core::Budget;
 use obd_core::error::{
     Error,
     Fault,
@@ -13,40 +14,8 @@ use obd_core::error::{
     Reason,
     Unsupported, //
 };
-use obd_core::image::Budget;
-use obd_core::platform::Crc32c;
 use obd_core::scratch::Scratch;
 use obd_core::source::Bytes;
-use obd_host::Hardware;
-
-/// A layer of `{lba, len, zeroed}` segments with their data one behind the
-/// other, as a commit writes it; sector `s` of the data holds `s` everywhere.
-fn committed(segments: &[(u64, u64, bool)], virtual_size: u64) -> Vec<u8> {
-    let mut moffset = 8;
-    let mut index = Vec::new();
-    for (lba, len, zeroed) in segments {
-        index.extend((lba | len << 50).to_le_bytes());
-        index.extend((moffset | u64::from(*zeroed) << 55).to_le_bytes());
-        moffset += if *zeroed { 0 } else { *len };
-    }
-    let mut file = lsmt_header(7, 0, 0, virtual_size);
-    for sector in 8..moffset {
-        file.extend([sector as u8; 512]);
-    }
-    let offset = file.len() as u64;
-    file.extend(&index);
-    file.extend(lsmt_header(6, offset, segments.len() as u64, virtual_size));
-    file
-}
-
-fn lsmt_header(flags: u32, index_offset: u64, index_size: u64, virtual_size: u64) -> Vec<u8> {
-    let mut bytes = fixture("a-l03-empty.layer")[..4096].to_vec();
-    bytes[28..32].copy_from_slice(&flags.to_le_bytes());
-    bytes[32..40].copy_from_slice(&index_offset.to_le_bytes());
-    bytes[40..48].copy_from_slice(&index_size.to_le_bytes());
-    bytes[48..56].copy_from_slice(&virtual_size.to_le_bytes());
-    bytes
-}
 
 /// The fault for which a file is refused.
 fn fault<T>(result: Result<T, Fails>) -> Fault {
@@ -71,12 +40,6 @@ fn with_trailer_field(name: &str, field: usize, value: &[u8]) -> Vec<u8> {
     file[at + field..at + field + value.len()].copy_from_slice(value);
     redigest(&mut file, at);
     file
-}
-
-fn redigest(file: &mut [u8], at: usize) {
-    file[at + 28..at + 32].fill(0);
-    let digest = Hardware::crc32c(0, &file[at..at + 512]);
-    file[at + 28..at + 32].copy_from_slice(&digest.to_le_bytes());
 }
 
 const SMALL: &str = "a-c00-base-small.zfile";
@@ -368,24 +331,30 @@ fn sizes_beyond_the_format_are_refused() {
 #[test]
 fn layers_have_a_budget_of_memory() {
     let segments = [(0, 4, false), (8, 4, false)];
-    let open = || layer(committed(&segments, 8192)).unwrap();
     let one = 2 * (32 + 64 + 17);
     let mut budget = Budget::new(3 * one + 1);
+    let mut open = || {
+        let file = Bytes(committed(&segments, 8192));
+        TestLayer::open_within(file, &mut budget)
+    };
     for _ in 0..3 {
-        budget.take(&open()).unwrap();
+        open().unwrap();
     }
-    let error = budget.take(&open()).unwrap_err();
     assert_eq!(
-        error.to_string(),
-        "not supported: indexes and jump tables of 904 bytes in all layers, 679 at most"
+        open().err().unwrap().to_string(),
+        "not supported: indexes and jump tables of 791 bytes or more in all layers, 679 at most"
     );
     // A jump table counts as much as it takes.
-    let packed = layer(fixture("a-l07-lz4-4k.layer")).unwrap();
+    let open = |most| {
+        let file = Bytes(fixture("a-l07-lz4-4k.layer"));
+        TestLayer::open_within(file, &mut Budget::new(most))
+    };
+    let packed = open(u64::MAX).unwrap();
     let table = packed.zfile().unwrap().memory() as u64;
     let most = table + packed.info().segments * (32 + 64 + 17);
     assert!(table > 0);
-    assert!(Budget::new(most).take(&packed).is_ok());
-    assert!(Budget::new(most - 1).take(&packed).is_err());
+    assert!(open(most).is_ok());
+    assert!(open(most - 1).is_err());
 }
 
 /// A jump table stored compressed, as upstream does on request since 2026.
@@ -393,25 +362,12 @@ fn layers_have_a_budget_of_memory() {
 fn compressed_jump_tables() {
     let original = fixture(SMALL);
     let content = decode(original.clone()).unwrap();
-    let trailer = original.len() - 512;
-    let index_offset = u64::from_le_bytes(original[trailer + 40..trailer + 48].try_into().unwrap());
-    let table = &original[index_offset as usize..trailer];
-    let packed = lz4_flex::block::compress(table);
-
-    let mut file = original[..index_offset as usize].to_vec();
-    file.extend(&packed);
-    let at = file.len();
-    file.extend(&original[trailer..]);
-    file[at + 32] |= 1 << 5;
-    file[at + 48..at + 56].copy_from_slice(&(packed.len() as u64).to_le_bytes());
-    let crc = Hardware::crc32c(0, &packed);
-    file[at + 64..at + 68].copy_from_slice(&crc.to_le_bytes());
-    redigest(&mut file, at);
+    let (mut file, index_offset) = compress_table(&original);
     let opened = zfile(file.clone()).unwrap();
     assert!(opened.info().index_compressed);
     assert_eq!(decode_zfile(&opened).unwrap(), content);
 
-    file[index_offset as usize] ^= 0xf0;
+    file[index_offset] ^= 0xf0;
     assert_eq!(fault(zfile(file)).place, Place::JumpTable);
 }
 

@@ -18,6 +18,7 @@ use super::segment::{
     Stored, //
 };
 use crate::SECTOR;
+use crate::budget::Budget;
 use crate::error::{
     Error,
     Fault,
@@ -32,6 +33,10 @@ use crate::platform::{
 };
 use crate::scratch::Scratch;
 use crate::source::Source;
+
+/// Bytes of memory that a segment takes at most while an image is opened: 48 in
+/// its layer, which are 32 by then, 64 while merging and 17 in the merged index.
+const SEGMENT_COST: u64 = 32 + 64 + 17;
 
 /// Segments read at a time.
 const CHUNK: usize = 1024;
@@ -123,6 +128,7 @@ impl<M: Memory> IndexReader<M> {
         content: &Content<S, P>,
         trailer: &Header,
         scratch: &mut Scratch<P>,
+        budget: &mut Budget,
     ) -> Result<(), Error<S::Error>> {
         let room = trailer.index_size.min(CHUNK as u64) as usize * Stored::SIZE;
         let mut buf = P::Memory::filled::<u8>(room)?;
@@ -135,14 +141,14 @@ impl<M: Memory> IndexReader<M> {
             let at = trailer.index_offset + number * Stored::SIZE as u64;
             content.read(0, at, bytes, scratch)?;
             for entry in bytes.chunks_exact(Stored::SIZE) {
-                self.push(number, Stored::parse(entry))?;
+                self.push(number, Stored::parse(entry), budget)?;
                 number += 1;
             }
         }
         Ok(())
     }
 
-    fn push<E>(&mut self, number: u64, entry: Stored) -> Result<(), Error<E>> {
+    fn push<E>(&mut self, number: u64, entry: Stored, budget: &mut Budget) -> Result<(), Error<E>> {
         if entry.is_padding() {
             return Ok(());
         }
@@ -169,6 +175,7 @@ impl<M: Memory> IndexReader<M> {
         self.last = entry.end();
         self.mapped += if entry.zeroed { 0 } else { entry.len };
         self.zeroed += u64::from(entry.zeroed);
+        budget.take(SEGMENT_COST)?;
         self.segments.push(entry.segment())?;
         Ok(())
     }

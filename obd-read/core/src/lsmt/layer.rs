@@ -12,6 +12,7 @@ use super::header::{
     Label, //
 };
 use super::segment::Segment;
+use crate::budget::Budget;
 use crate::error::{
     Error,
     Fault,
@@ -45,7 +46,7 @@ pub(crate) enum Content<S, P: Platform> {
 
 impl<S: Source, P: Platform> Content<S, P> {
     /// Finds out what `file` is: tar wrapper first, zfile then.
-    fn open(file: Window<S>) -> Result<Self, Error<S::Error>> {
+    fn open(file: Window<S>, budget: &mut Budget) -> Result<Self, Error<S::Error>> {
         let file = match tar::payload(&file)? {
             Some(payload) => file.part(payload.offset, payload.len)?,
             None => file,
@@ -55,7 +56,7 @@ impl<S: Source, P: Platform> Content<S, P> {
             file.read(0, &mut magic)?;
         }
         if zfile::is_zfile(&magic) {
-            return Ok(Content::Compressed(ZFile::open(file)?));
+            return Ok(Content::Compressed(ZFile::open_within(file, budget)?));
         }
         Ok(Content::Plain(file))
     }
@@ -151,7 +152,17 @@ impl<S: Source, P: Platform> Layer<S, P> {
     /// [`Error::Damaged`] with what is wrong and where, [`Error::Unsupported`]
     /// for layers whose data is elsewhere.
     pub fn open(source: S) -> Result<Self, Error<S::Error>> {
-        match Self::probe(source)? {
+        Self::open_within(source, &mut Budget::unlimited())
+    }
+
+    /// As [`Layer::open`], with no more memory than is left of `budget`, that for
+    /// the image's index included.
+    ///
+    /// # Errors
+    ///
+    /// As [`Layer::open`], and [`Unsupported::Memory`].
+    pub fn open_within(source: S, budget: &mut Budget) -> Result<Self, Error<S::Error>> {
+        match Self::probe_within(source, budget)? {
             Opened::Layer(layer) => Ok(layer),
             Opened::ZFile(_) => Err(Fault::error(Place::LsmtHeader, Reason::Magic)),
         }
@@ -164,11 +175,15 @@ impl<S: Source, P: Platform> Layer<S, P> {
     /// As [`Layer::open`]. A zfile whose first block cannot be read is damaged,
     /// whatever it holds.
     pub fn probe(source: S) -> Result<Opened<S, P>, Error<S::Error>> {
-        let content = Content::open(Window::whole(source))?;
+        Self::probe_within(source, &mut Budget::unlimited())
+    }
+
+    fn probe_within(source: S, budget: &mut Budget) -> Result<Opened<S, P>, Error<S::Error>> {
+        let content = Content::open(Window::whole(source), budget)?;
         let mut scratch = Scratch::new(content.needs())?;
         match (Self::read_header(&content, 0, &mut scratch)?, content) {
             (Some(header), content) => {
-                Self::open_sealed(content, &header, &mut scratch).map(Opened::Layer)
+                Self::open_sealed(content, &header, &mut scratch, budget).map(Opened::Layer)
             }
             (None, Content::Compressed(file)) => Ok(Opened::ZFile(file)),
             (None, Content::Plain(_)) => Err(Fault::error(Place::LsmtHeader, Reason::Magic)),
@@ -193,6 +208,7 @@ impl<S: Source, P: Platform> Layer<S, P> {
         content: Content<S, P>,
         header: &Header,
         scratch: &mut Scratch<P>,
+        budget: &mut Budget,
     ) -> Result<Self, Error<S::Error>> {
         if !header.is_data_header() {
             return Err(Fault::error(
@@ -225,7 +241,7 @@ impl<S: Source, P: Platform> Layer<S, P> {
         };
         check_places(kind, &trailer, at)?;
         let mut index = IndexReader::<P::Memory>::new(kind, &trailer)?;
-        index.read(&content, &trailer, scratch)?;
+        index.read(&content, &trailer, scratch, budget)?;
         index.finish()?;
         let info = LayerInfo {
             kind,
@@ -289,14 +305,6 @@ impl<S: Source, P: Platform> Layer<S, P> {
             Content::Plain(file) => file.start(),
             Content::Compressed(file) => file.file().start(),
         }
-    }
-
-    /// Bytes of memory that the layer adds to an image while that is opened: its
-    /// jump table, and for each segment at most 32 here, 64 while merging and 17
-    /// in the merged index.
-    pub(crate) fn cost(&self) -> u64 {
-        let table = self.zfile().map_or(0, ZFile::memory) as u64;
-        table.saturating_add(self.info.segments.saturating_mul(32 + 64 + 17))
     }
 
     pub(crate) fn content(&self) -> &Content<S, P> {

@@ -124,6 +124,12 @@ impl<M: Memory> JumpTable<M> {
         self.longest
     }
 
+    /// Memory that a table for `blocks` blocks takes, bytes.
+    pub(crate) fn memory_for(blocks: u64) -> u64 {
+        let group = core::mem::size_of::<Group>() as u64;
+        blocks.div_ceil(GROUP as u64).saturating_mul(group)
+    }
+
     /// Memory in use, bytes.
     pub(crate) fn memory(&self) -> usize {
         core::mem::size_of_val::<[Group]>(&self.groups)
@@ -197,6 +203,10 @@ mod tests {
     fn two_and_a_half_bytes_per_block() {
         let table = JumpTable::<Heap>::new(1 << 20, 512).unwrap();
         assert_eq!(table.memory() * 2, 5 << 20);
+        for blocks in [0, 1, 16, 17, 1 << 20] {
+            let table = JumpTable::<Heap>::new(blocks, 512).unwrap();
+            assert_eq!(table.memory() as u64, JumpTable::<Heap>::memory_for(blocks));
+        }
     }
 
     #[test]

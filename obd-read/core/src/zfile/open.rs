@@ -18,6 +18,7 @@ use super::{
     Info,
     ZFile, //
 };
+use crate::budget::Budget;
 use crate::error::{
     Error,
     Fault,
@@ -48,6 +49,15 @@ impl<S: Source, P: Platform> ZFile<S, P> {
     /// [`Error::Damaged`] with what is wrong and where; a file that is no zfile
     /// at all has the wrong magic bytes in its header.
     pub fn open(file: Window<S>) -> Result<Self, Error<S::Error>> {
+        Self::open_within(file, &mut Budget::unlimited())
+    }
+
+    /// As [`ZFile::open`], with no more memory than is left of `budget`.
+    ///
+    /// # Errors
+    ///
+    /// As [`ZFile::open`], and [`Unsupported::Memory`].
+    pub fn open_within(file: Window<S>, budget: &mut Budget) -> Result<Self, Error<S::Error>> {
         let header = read_header::<S, P>(&file, 0, Place::ZfileHeader)?;
         if !header.is_header() {
             return Err(Fault::error(
@@ -108,7 +118,13 @@ impl<S: Source, P: Platform> ZFile<S, P> {
         let crc_size = if options.verify { CRC_SIZE } else { 0 };
         let blocks = check_places::<S>(&trailer, trailer_at, crc_size)?;
         // Every block takes a byte at least, so no claim to many blocks makes
-        // the table larger than a fixed multiple of the file.
+        // the table larger than a fixed multiple of the file. But a sparse file
+        // may be large for nothing, hence the budget.
+        budget.take(JumpTable::<P::Memory>::memory_for(blocks))?;
+        if trailer.index_compressed() {
+            // Stored and decoded, for `read_compressed`.
+            budget.check(blocks.saturating_mul(4).saturating_add(trailer.index_size))?;
+        }
         let mut table = JumpTable::new(blocks, header::SIZE as u64)?;
         let mut reader = TableReader {
             table: &mut table,
@@ -300,7 +316,7 @@ fn read_compressed<S: Source, P: Platform>(
     reader: &mut TableReader<'_, P::Memory>,
 ) -> Result<u32, Error<S::Error>> {
     let fault = |reason| Fault::error(Place::JumpTable, reason);
-    // Both bounded by the file's size, see `check_places`.
+    // Both bounded by the file's size, see `check_places`, and in the budget.
     let len = usize::try_from(trailer.index_size).map_err(|_| Error::OutOfMemory)?;
     let plain = usize::try_from(reader.table.blocks())
         .ok()

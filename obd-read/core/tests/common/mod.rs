@@ -10,6 +10,7 @@ use obd_core::lsmt::{
     Layer,
     Opened, //
 };
+use obd_core::platform::Crc32c;
 use obd_core::scratch::Scratch;
 use obd_core::source::{
     Bytes,
@@ -18,7 +19,10 @@ use obd_core::source::{
 };
 use obd_core::tar;
 use obd_core::zfile::ZFile;
-use obd_host::Host;
+use obd_host::{
+    Hardware,
+    Host, //
+};
 use serde_json::Value;
 use sha2::{
     Digest,
@@ -138,4 +142,70 @@ pub(crate) fn decode(bytes: Vec<u8>) -> Result<Vec<u8>, Fails> {
             Ok(content)
         }
     }
+}
+
+/// A layer of `{lba, len, zeroed}` segments with their data one behind the
+/// other, as a commit writes it; sector `s` of the data holds `s` everywhere.
+pub(crate) fn committed(segments: &[(u64, u64, bool)], virtual_size: u64) -> Vec<u8> {
+    let mut moffset = 8;
+    let mut index = Vec::new();
+    for (lba, len, zeroed) in segments {
+        index.extend((lba | len << 50).to_le_bytes());
+        index.extend((moffset | u64::from(*zeroed) << 55).to_le_bytes());
+        moffset += if *zeroed { 0 } else { *len };
+    }
+    let mut file = lsmt_header(7, 0, 0, virtual_size);
+    for sector in 8..moffset {
+        file.extend([sector as u8; 512]);
+    }
+    let offset = file.len() as u64;
+    file.extend(&index);
+    file.extend(lsmt_header(6, offset, segments.len() as u64, virtual_size));
+    file
+}
+
+/// A header or trailer of a layer; `flags` say which.
+pub(crate) fn lsmt_header(
+    flags: u32,
+    index_offset: u64,
+    index_size: u64,
+    virtual_size: u64,
+) -> Vec<u8> {
+    let mut bytes = fixture("a-l03-empty.layer")[..4096].to_vec();
+    bytes[28..32].copy_from_slice(&flags.to_le_bytes());
+    bytes[32..40].copy_from_slice(&index_offset.to_le_bytes());
+    bytes[40..48].copy_from_slice(&index_size.to_le_bytes());
+    bytes[48..56].copy_from_slice(&virtual_size.to_le_bytes());
+    bytes
+}
+
+/// Makes the digest of a zfile's header or trailer right.
+pub(crate) fn redigest(file: &mut [u8], at: usize) {
+    file[at + 28..at + 32].fill(0);
+    let digest = Hardware::crc32c(0, &file[at..at + 512]);
+    file[at + 28..at + 32].copy_from_slice(&digest.to_le_bytes());
+}
+
+/// A zfile with its jump table stored compressed, as upstream does on request
+/// since 2026, and where that begins.
+pub(crate) fn compress_table(original: &[u8]) -> (Vec<u8>, usize) {
+    let trailer = original.len() - 512;
+    let index_offset = number_at(original, trailer + 40) as usize;
+    let packed = lz4_flex::block::compress(&original[index_offset..trailer]);
+
+    let mut file = original[..index_offset].to_vec();
+    file.extend(&packed);
+    let at = file.len();
+    file.extend(&original[trailer..]);
+    file[at + 32] |= 1 << 5;
+    file[at + 48..at + 56].copy_from_slice(&(packed.len() as u64).to_le_bytes());
+    let crc = Hardware::crc32c(0, &packed);
+    file[at + 64..at + 68].copy_from_slice(&crc.to_le_bytes());
+    redigest(&mut file, at);
+    (file, index_offset)
+}
+
+/// The 8 bytes at `at` as a number.
+pub(crate) fn number_at(bytes: &[u8], at: usize) -> u64 {
+    u64::from_le_bytes(bytes[at..at + 8].try_into().unwrap())
 }
