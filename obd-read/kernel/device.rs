@@ -25,6 +25,7 @@ use kernel::{
                 GenDiskBuilder, //
             },
             Op,
+            QueueResult,
             Request,
             RequestWork,
             TagSet, //
@@ -230,10 +231,14 @@ impl mq::Operations for Disk {
         }? Error)
     }
 
-    fn queue_rq(device: Pin<&Device>, rq: ARef<Request<Self>>, _is_last: bool) -> Result {
+    fn queue_rq(
+        device: Pin<&Device>,
+        rq: ARef<Request<Self>>,
+        _is_last: bool,
+    ) -> QueueResult<Self> {
         // The block layer lets nobody open the disk for writing, but those within the kernel.
         if rq.op() != Op::Read {
-            return Err(EOPNOTSUPP);
+            return Err((EOPNOTSUPP, rq));
         }
         if device.read_zeros(&rq) {
             device.counts.zeros.add(1, Relaxed);
@@ -242,7 +247,7 @@ impl mq::Operations for Disk {
             return Ok(());
         }
         // Nothing of the device may be used from here on: the request may have ended.
-        device.queue.enqueue(rq).map_err(|_| EIO)
+        device.queue.enqueue(rq).map_err(|rq| (EIO, rq))
     }
 
     fn commit_rqs(_device: Pin<&Device>) {}
