@@ -6,10 +6,15 @@ use crate::platform::Crc;
 use core::fmt;
 use kernel::{
     bindings,
-    fs::file::{
-        flags,
-        File,
-        FileType, //
+    fs::{
+        file::{
+            flags,
+            File, //
+        },
+        path::{
+            FileType,
+            Path, //
+        }, //
     },
     prelude::*,
     sync::aref::ARef, //
@@ -34,18 +39,23 @@ impl Blob {
     /// Whether the task may read it is decided here: later reads ask nobody, neither security
     /// modules nor watchers in user space (fanotify), which must not hold up a disk.
     pub(crate) fn open(path: &CStr) -> Result<Self> {
-        // A FIFO must not wait for its writer.
-        let flags = flags::O_RDONLY | flags::O_LARGEFILE | flags::O_NONBLOCK;
-        // Reads must not become writes of access times; only the owner may ask.
-        let file = match File::open(path, flags | flags::O_NOATIME) {
-            Err(error) if error == EPERM => File::open(path, flags)?,
-            other => other?,
-        };
-        let file_type = file.file_type();
-        // A file of configfs may be the one that is being written to, whose lock is held.
-        if file_type == FileType::Other || file.filesystem() == CONFIGFS_MAGIC {
+        let path = Path::lookup(path)?;
+        let file_type = path.file_type();
+        // What is neither file nor disk must not be opened at all, which may wait for somebody (a
+        // FIFO) or set something going (a watchdog). A file of configfs neither: writes to `power`
+        // hold the lock of the device's files, which opening one of them takes again, behind a
+        // `rmdir` that waits for it. What remains is a lookup in the device's folder, or the one it
+        // is in, of a name that was never used: it waits for `rmdir`, and that for this, until a
+        // signal ends it. No image is there, and only who may configure devices can do that.
+        if file_type == FileType::Other || path.filesystem() == CONFIGFS_MAGIC {
             return Err(EINVAL);
         }
+        let flags = flags::O_RDONLY | flags::O_LARGEFILE;
+        // Reads must not become writes of access times; only the owner may ask.
+        let file = match path.open(flags | flags::O_NOATIME) {
+            Err(error) if error == EPERM => path.open(flags)?,
+            other => other?,
+        };
         file.read_at(&mut [0], 0)?;
         let blob = Self {
             size: file.size(),
