@@ -3,7 +3,14 @@
 //! What the core needs of the kernel: memory, checksums, decoders.
 
 use kernel::{
-    alloc::flags::__GFP_NOWARN,
+    alloc::{
+        flags::{
+            __GFP_NORETRY,
+            __GFP_NOWARN,
+            __GFP_RETRY_MAYFAIL, //
+        },
+        Flags, //
+    },
     compress::{
         lz4,
         zstd, //
@@ -19,6 +26,10 @@ use obd_core::platform::{
     OutOfMemory,
     Platform, //
 };
+use obd_core::scratch::{
+    Needs,
+    Scratch, //
+};
 
 /// The kernel.
 pub(crate) struct Kernel;
@@ -30,16 +41,39 @@ impl Platform for Kernel {
     type Zstd = Zstd;
 }
 
-/// Memory from the kernel's heap, accounted to who attaches the image.
+/// How much a file asks for is up to the file: that it is not there is an error of who attaches it,
+/// no reason for a warning and none to kill anybody.
+fn needed() -> Flags {
+    GFP_KERNEL_ACCOUNT | __GFP_NOWARN | __GFP_RETRY_MAYFAIL
+}
+
+/// One more buffer is worth no effort: who has none waits for another's.
+fn spare() -> Flags {
+    GFP_KERNEL_ACCOUNT | __GFP_NOWARN | __GFP_NORETRY
+}
+
+/// Buffers to read with beside those of others, made in a worker.
+pub(crate) fn spare_scratch(needs: Needs) -> Result<Scratch<Kernel>, OutOfMemory> {
+    Scratch::new_with(
+        needs,
+        |len| filled(len, spare()),
+        || zstd::Decoder::new(spare()).map_err(|_| OutOfMemory),
+    )
+}
+
+fn filled<T: Copy + Default>(len: usize, flags: Flags) -> Result<KVVec<T>, OutOfMemory> {
+    KVVec::from_elem(T::default(), len, flags).map_err(|_| OutOfMemory)
+}
+
+/// Memory from the kernel's heap. What is taken while an image is attached, its indexes and the
+/// first buffer, is accounted to who attaches it; what workers take is nobody's.
 pub(crate) struct Heap;
 
 impl Memory for Heap {
     type Buf<T: Copy + Default> = KVVec<T>;
 
     fn filled<T: Copy + Default>(len: usize) -> Result<KVVec<T>, OutOfMemory> {
-        // How much a file asks for is bounded by its size only: no warning.
-        KVVec::from_elem(T::default(), len, GFP_KERNEL_ACCOUNT | __GFP_NOWARN)
-            .map_err(|_| OutOfMemory)
+        filled(len, needed())
     }
 }
 
@@ -76,7 +110,7 @@ impl Codec for Zstd {
     type Workspace = zstd::Decoder;
 
     fn workspace() -> Result<zstd::Decoder, OutOfMemory> {
-        zstd::Decoder::new(GFP_KERNEL | __GFP_NOWARN).map_err(|_| OutOfMemory)
+        zstd::Decoder::new(needed()).map_err(|_| OutOfMemory)
     }
 
     #[inline]

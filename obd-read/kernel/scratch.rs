@@ -2,7 +2,10 @@
 
 //! The buffers of a device's readers.
 
-use crate::platform::Kernel;
+use crate::platform::{
+    spare_scratch,
+    Kernel, //
+};
 use kernel::{
     new_condvar,
     new_mutex,
@@ -78,7 +81,7 @@ impl Pool {
             if may_make && state.made < MAX_READERS {
                 state.made += 1;
                 drop(state);
-                match Scratch::new(self.needs) {
+                match spare_scratch(self.needs) {
                     Ok(scratch) => return scratch,
                     Err(_) => may_make = false,
                 }

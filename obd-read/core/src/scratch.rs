@@ -59,16 +59,30 @@ impl<P: Platform> Scratch<P> {
     /// [`OutOfMemory`]; at most 128 KiB, one decoded block and the codecs'
     /// workspaces are asked for.
     pub fn new(needs: Needs) -> Result<Self, OutOfMemory> {
+        Self::new_with(needs, P::Memory::filled, P::Zstd::workspace)
+    }
+
+    /// As [`Scratch::new`], for who makes large parts in another way: `buffer` an
+    /// array of that many bytes, `zstd` the workspace of that decoder.
+    ///
+    /// # Errors
+    ///
+    /// As theirs.
+    pub fn new_with(
+        needs: Needs,
+        buffer: impl Fn(usize) -> Result<<P::Memory as Memory>::Buf<u8>, OutOfMemory>,
+        zstd: impl FnOnce() -> Result<<P::Zstd as Codec>::Workspace, OutOfMemory>,
+    ) -> Result<Self, OutOfMemory> {
         let stored = match needs.stored {
             0 => 0,
             len => len.max(RUN),
         };
         Ok(Self {
-            stored: P::Memory::filled(stored)?,
-            block: P::Memory::filled(needs.block)?,
+            stored: buffer(stored)?,
+            block: buffer(needs.block)?,
             holds: None,
             lz4: needs.lz4.then(P::Lz4::workspace).transpose()?,
-            zstd: needs.zstd.then(P::Zstd::workspace).transpose()?,
+            zstd: needs.zstd.then(zstd).transpose()?,
         })
     }
 }
