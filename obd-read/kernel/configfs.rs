@@ -4,7 +4,7 @@
 //!
 //! | file | |
 //! |---|---|
-//! | `layers` | absolute paths of the layers, bottom to top, one per line; a write adds to them, an empty one removes all |
+//! | `layers` | absolute paths of the layers, bottom to top, one per line; a write adds to them, an empty line alone removes all |
 //! | `zfile` | 1: `layers` is one zfile, whose content is the device |
 //! | `power` | 1 attaches, 0 detaches |
 //! | `device` | the disk's name while it is attached |
@@ -66,6 +66,10 @@ pub(crate) fn subsystem() -> impl PinInit<configfs::Subsystem<Devices>, Error> {
 
     configfs::Subsystem::new(
         c"obd",
+/// Bytes of an attribute, however large a page is: `SIMPLE_ATTR_SIZE` of configfs. A write is cut
+/// into pieces of one less.
+const ATTRIBUTE: usize = 4096;
+
         item_type,
         try_pin_init!(Devices {
             numbers: Arc::pin_init(Numbers::new(), GFP_KERNEL)?,
@@ -320,7 +324,7 @@ impl AttributeOperations<0> for Config {
         let mut len = 0;
         for path in &state.paths {
             let line = [path.to_bytes(), b"\n"];
-            // What does not fit is left out: a page is all there is.
+            // What does not fit is left out: there is no more.
             for part in line {
                 let Some(to) = page.get_mut(len..len + part.len()) else {
                     return Ok(len);
@@ -333,12 +337,12 @@ impl AttributeOperations<0> for Config {
     }
 
     fn store(this: &Config, page: &[u8]) -> Result {
-        // What is longer than a page arrives in pieces, and this one may end within a path.
-        if page.len() >= PAGE_SIZE - 1 && !page.ends_with(b"\n") {
+        // This may be a piece of something longer, and the next one be taken for a write of its own.
+        if page.len() >= ATTRIBUTE - 1 {
             return Err(E2BIG);
         }
         this.change(|state| {
-            if page.trim_ascii().is_empty() {
+            if matches!(page, b"" | b"\n") {
                 state.paths = KVec::new();
                 state.paths_len = 0;
                 return Ok(());
@@ -373,6 +377,7 @@ impl AttributeOperations<1> for Config {
 
 #[vtable]
 impl AttributeOperations<2> for Config {
+        let page = &mut page[..ATTRIBUTE];
     type Data = Config;
 
     fn show(this: &Config, page: &mut [u8; PAGE_SIZE]) -> Result<usize> {
@@ -408,7 +413,16 @@ impl AttributeOperations<4> for Config {
 
     fn show(this: &Config, page: &mut [u8; PAGE_SIZE]) -> Result<usize> {
         match &this.state.lock().error {
-            Some(error) => print(page, fmt!("{}\n", &**error)),
+            Some(error) => {
+                // The reason is at the end, and so is the file's name of a path that is too long.
+                let error = error.to_bytes();
+                let cut = error.len().saturating_sub(ATTRIBUTE - 1);
+                let error = error.get(cut..).unwrap_or_default();
+                let (text, rest) = page.split_at_mut(error.len());
+                text.copy_from_slice(error);
+                rest[0] = b'\n';
+                Ok(error.len() + 1)
+            }
             None => Ok(0),
         }
     }
@@ -439,9 +453,9 @@ impl AttributeOperations<5> for Config {
     }
 }
 
-/// Prints to an attribute's page; [`EMSGSIZE`] if it does not fit.
+/// Prints to an attribute; [`EMSGSIZE`] if it does not fit.
 fn print(page: &mut [u8; PAGE_SIZE], text: kernel::fmt::Arguments<'_>) -> Result<usize> {
-    let mut out = Formatter::new(page);
+    let mut out = Formatter::new(&mut page[..ATTRIBUTE]);
     out.write_fmt(text).map_err(|_| EMSGSIZE)?;
     Ok(out.bytes_written())
 }
