@@ -15,6 +15,11 @@
 //! device as busy under it and do their work without it: files are opened, which
 //! may be of any kind and on anything, this device's own folder included, and
 //! reads waited for. Whoever wants to change a busy device gets `EBUSY`.
+//!
+//! configfs has locks, too. `rmdir` runs under those of folders, which everybody
+//! needs who makes or removes a device, perhaps the daemon that a blob is read
+//! from: so it waits for no read, but hands its disk to a workqueue. `power` holds
+//! that of the device's own files, for which `rmdir` of this device waits.
 
 use crate::content::{
     Content,
@@ -35,6 +40,7 @@ use kernel::{
     fmt::Write,
     id_pool::IdPool,
     new_mutex,
+    new_work,
     page::PAGE_SIZE,
     prelude::*,
     str::{
@@ -47,11 +53,22 @@ use kernel::{
         Arc,
         Mutex, //
     },
+    workqueue::{
+        impl_has_work,
+        OwnedQueue,
+        QueueFlags,
+        Work,
+        WorkItem, //
+    }, //
 };
 use obd_core::image::MAX_LAYERS;
 
 /// Bytes of paths that a device may have: as many layers as there can be, at 1 KiB each.
 const MAX_PATHS: usize = MAX_LAYERS << 10;
+
+/// Bytes of an attribute, however large a page is: `SIMPLE_ATTR_SIZE` of configfs. A write is cut
+/// into pieces of one less.
+const ATTRIBUTE: usize = 4096;
 
 /// The driver's folder in configfs.
 pub(crate) fn subsystem() -> impl PinInit<configfs::Subsystem<Devices>, Error> {
@@ -66,13 +83,13 @@ pub(crate) fn subsystem() -> impl PinInit<configfs::Subsystem<Devices>, Error> {
 
     configfs::Subsystem::new(
         c"obd",
-/// Bytes of an attribute, however large a page is: `SIMPLE_ATTR_SIZE` of configfs. A write is cut
-/// into pieces of one less.
-const ATTRIBUTE: usize = 4096;
-
         item_type,
         try_pin_init!(Devices {
             numbers: Arc::pin_init(Numbers::new(), GFP_KERNEL)?,
+            removals: Arc::new(
+                OwnedQueue::new(fmt!("obd_remove"), QueueFlags::UNBOUND, 0)?,
+                GFP_KERNEL
+            )?,
         }),
     )
 }
@@ -81,6 +98,10 @@ const ATTRIBUTE: usize = 4096;
 #[pin_data]
 pub(crate) struct Devices {
     numbers: Arc<Numbers>,
+    /// Where the disks of removed devices are taken away. No work on it refers to it. The last
+    /// reference is this one, as the module stays for as long as there are devices: it is drained
+    /// when the module goes.
+    removals: Arc<OwnedQueue>,
 }
 
 #[vtable]
@@ -111,6 +132,7 @@ impl GroupOperations for Devices {
         };
 
         let numbers = self.numbers.clone();
+        let removals = self.removals.clone();
         let item_name = name.try_into()?;
         let name = name.try_into()?;
         Ok(configfs::Group::new(
@@ -119,6 +141,7 @@ impl GroupOperations for Devices {
             try_pin_init!(Config {
                 name,
                 numbers,
+                removals,
                 state <- new_mutex!(State::default(), "obd::Config::state"),
             }),
         ))
@@ -167,10 +190,11 @@ impl Drop for Number {
 }
 
 /// One device.
-#[pin_data]
+#[pin_data(PinnedDrop)]
 pub(crate) struct Config {
     name: CString,
     numbers: Arc<Numbers>,
+    removals: Arc<OwnedQueue>,
     #[pin]
     state: Mutex<State>,
 }
@@ -182,7 +206,7 @@ struct State {
     paths_len: usize,
     zfile: bool,
     error: Option<CString>,
-    attached: Option<Attached>,
+    attached: Option<Arc<Attached>>,
     /// Somebody attaches or detaches it, and nobody else changes anything.
     busy: bool,
 }
@@ -213,9 +237,37 @@ impl State {
 }
 
 /// A disk and its number, which is given back after it.
+#[pin_data]
 struct Attached {
     disk: GenDisk<Disk>,
     number: Number,
+    /// Drops it.
+    #[pin]
+    work: Work<Attached>,
+}
+
+impl_has_work! {
+    impl HasWork<Self> for Attached { self.work }
+}
+
+impl WorkItem for Attached {
+    type Pointer = Arc<Self>;
+
+    fn run(this: Arc<Self>) {
+        // Waits for reads.
+        drop(this);
+    }
+}
+
+#[pinned_drop]
+impl PinnedDrop for Config {
+    fn drop(self: Pin<&mut Self>) {
+        let attached = self.state.lock().attached.take();
+        if let Some(attached) = attached {
+            // It is put on a queue here only, once.
+            let _ = self.removals.enqueue(attached);
+        }
+    }
 }
 
 impl Config {
@@ -253,7 +305,7 @@ impl Config {
         }
     }
 
-    fn open(&self, paths: KVec<CString>, zfile: bool) -> Result<Attached, Failure> {
+    fn open(&self, paths: KVec<CString>, zfile: bool) -> Result<Arc<Attached>, Failure> {
         let other = |error| Failure::whole(error, "no disk can be made");
         let content = if zfile {
             Content::open_zfile(&paths)?
@@ -263,7 +315,12 @@ impl Config {
         let number = self.numbers.take().map_err(other)?;
         let index = u32::try_from(number.number).map_err(|_| other(ENOSPC))?;
         let disk = Device::attach(index, content, paths).map_err(other)?;
-        Ok(Attached { disk, number })
+        let attached = try_pin_init!(Attached {
+            disk,
+            number,
+            work <- new_work!("obd::Attached::work"),
+        });
+        Arc::pin_init(attached, GFP_KERNEL).map_err(other)
     }
 
     fn detach(&self) -> Result {
@@ -271,23 +328,23 @@ impl Config {
         if state.busy {
             return Err(EBUSY);
         }
-        // Who opens it from here on finds a dead disk.
-        if state
-            .attached
-            .as_ref()
-            .is_some_and(|attached| attached.disk.openers() > 0)
-        {
-            return Err(EBUSY);
-        }
-        let attached = state.attached.take();
+        let Some(attached) = state.attached.clone() else {
+            return Ok(());
+        };
         state.busy = true;
         drop(state);
 
-        // Waits for reads.
+        // Who opens it from here on finds no disk. This may wait for reads, as who closes it does.
+        let claimed = attached.disk.try_claim();
+        if claimed.is_ok() {
+            self.state.lock().attached = None;
+        }
+        // Waits for reads, if it was claimed: this is the last reference then. It is gone before
+        // anybody can detach again, for whom theirs is to be the last.
         drop(attached);
 
         self.state.lock().busy = false;
-        Ok(())
+        claimed
     }
 
     /// Logs why attaching failed, and keeps it for `error`.
@@ -320,6 +377,7 @@ impl AttributeOperations<0> for Config {
     type Data = Config;
 
     fn show(this: &Config, page: &mut [u8; PAGE_SIZE]) -> Result<usize> {
+        let page = &mut page[..ATTRIBUTE];
         let state = this.state.lock();
         let mut len = 0;
         for path in &state.paths {
@@ -337,7 +395,7 @@ impl AttributeOperations<0> for Config {
     }
 
     fn store(this: &Config, page: &[u8]) -> Result {
-        // This may be a piece of something longer, and the next one be taken for a write of its own.
+        // This may be a piece of something longer, whose rest would be taken for another write.
         if page.len() >= ATTRIBUTE - 1 {
             return Err(E2BIG);
         }
@@ -377,7 +435,6 @@ impl AttributeOperations<1> for Config {
 
 #[vtable]
 impl AttributeOperations<2> for Config {
-        let page = &mut page[..ATTRIBUTE];
     type Data = Config;
 
     fn show(this: &Config, page: &mut [u8; PAGE_SIZE]) -> Result<usize> {

@@ -12,9 +12,11 @@
 //!   for those that are there. Only then is the queue's data dropped, the
 //!   workqueue in it drained and the files closed. So a request may use the
 //!   device until it is ended, and nothing of it after.
-//! - A disk in use is not taken away by `power`, which says `EBUSY`. `rmdir`
-//!   cannot refuse: the disk is dead then, its users get errors, and the block
-//!   layer's part stays until the last of them closes it, as does this module.
+//! - A disk in use is not taken away by `power`, which says `EBUSY`: whoever opened
+//!   it first keeps it, as it is claimed under the lock that openers take. `rmdir`
+//!   cannot refuse: soon after, in a workqueue that ends with the module, the disk
+//!   dies, its users get errors, and the block layer's part stays until the last of
+//!   them closes it, as does this module.
 //! - A number (`obd0`) is free again when its disk is gone.
 //!
 //! # Life of a request

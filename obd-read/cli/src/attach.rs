@@ -120,17 +120,17 @@ fn attach(args: &Args, json: bool, interrupted: &Arc<AtomicBool>) -> Result<()> 
         Err(error) => {
             // It was made for this only; why it failed says more than that
             // it cannot be removed.
-            let _ = device.detach(false);
+            let _ = device.detach(false, interrupted);
             Err(error)
         }
     }
 }
 
 /// Runs `obd detach`.
-pub(crate) fn detach(args: &DetachArgs) -> Result<()> {
+pub(crate) fn detach(args: &DetachArgs, interrupted: &AtomicBool) -> Result<()> {
     let driver = Driver::new(args.configfs.as_deref())?;
     for name in &args.names {
-        driver.find(name)?.detach(args.force)?;
+        driver.find(name)?.detach(args.force, interrupted)?;
     }
     Ok(())
 }

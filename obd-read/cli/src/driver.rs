@@ -16,9 +16,24 @@ use std::path::{
     Path,
     PathBuf, //
 };
+use std::sync::atomic::{
+    AtomicBool,
+    Ordering, //
+};
+use std::thread;
+use std::time::Duration;
 
 /// Where configfs shows the driver.
 const DRIVER: &str = "/sys/kernel/config/obd";
+
+/// How often to look whether a disk is gone.
+const POLL: Duration = Duration::from_millis(5);
+
+/// The number of a disk, which no other one has or will have; none if it is not
+/// there.
+fn sequence(disk: &str) -> Option<Vec<u8>> {
+    fs::read(Path::new("/sys/class/block").join(disk).join("diskseq")).ok()
+}
 
 /// The driver's folder, which `--configfs` names.
 pub(crate) struct Driver(PathBuf);
@@ -183,12 +198,29 @@ impl Device {
         Ok(Some(name).filter(|name| !name.is_empty()))
     }
 
-    /// Detaches and removes it; one in use only if `force` says so.
-    pub(crate) fn detach(&self, force: bool) -> Result<()> {
+    /// Detaches and removes it, and the disk is gone; one in use only if `force`
+    /// says so. Its reads and files may end a little later then.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Interrupted`] if a signal came while that was waited for.
+    pub(crate) fn detach(&self, force: bool, interrupted: &AtomicBool) -> Result<()> {
+        let disk = self.disk()?.unwrap_or_default();
+        let before = sequence(&disk);
+        // Waits until all has ended, which removing does not.
+        let off = self.set("power", b"0");
         if !force {
-            self.set("power", b"0")?;
+            off?;
         }
-        fs::remove_dir(&self.path).map_err(|error| Error::io("remove", &self.path, error))
+        fs::remove_dir(&self.path).map_err(|error| Error::io("remove", &self.path, error))?;
+        // Another disk may have its name soon, but not its number.
+        while before.is_some() && sequence(&disk) == before {
+            if interrupted.load(Ordering::Relaxed) {
+                return Err(Error::Interrupted);
+            }
+            thread::sleep(POLL);
+        }
+        Ok(())
     }
 
     /// What there is to know of it.

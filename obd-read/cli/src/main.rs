@@ -84,7 +84,7 @@ fn run(cli: &Cli) -> Result<()> {
         Command::Store(args) => store::run(args, cli.json, &interrupted),
         Command::Check(args) => device::check(args, cli.json),
         Command::Attach(args) => attach::run(args, cli.json, &interrupted),
-        Command::Detach(args) => attach::detach(args),
+        Command::Detach(args) => attach::detach(args, &interrupted),
         Command::List(args) => attach::list(args, cli.json),
     }
 }
