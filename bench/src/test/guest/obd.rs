@@ -291,7 +291,8 @@ pub(super) fn many(f: &mut Fixture) -> Result<()> {
 }
 
 /// A zfile's device under an image's, as the layers were stacked before there was
-/// one device for both, and an image's under one of device mapper's.
+/// one device for both, and an image's under one of device mapper's. One above that
+/// stands still is removed without waiting for its reads; its number stays until then.
 pub(super) fn stacked(f: &mut Fixture) -> Result<()> {
     let script = prologue(f.obd()?)
         + "raw=$exports/a-l07-lz4-4k.layer
@@ -301,12 +302,25 @@ pub(super) fn stacked(f: &mut Fixture) -> Result<()> {
            echo 0 $(($(stat -c %s $raw) / 512)) linear $dev 0 | dmsetup create --readonly t
            cmp -n $(stat -c %s $raw) $raw /dev/mapper/t
            no $obd detach $dev 2>/dev/null
-           dmsetup remove t
-           $obd detach $dev; $obd detach $lower";
+           dmsetup remove t; $obd detach $dev
+
+           echo 0 $(cat /sys/class/block/${lower#/dev/}/size) linear $lower 0 |
+               dmsetup create --readonly t
+           dir=/sys/kernel/config/obd/slow; dev=$($obd attach --name slow /dev/mapper/t)
+           dmsetup suspend t; echo 1 > /proc/sys/vm/drop_caches
+           (dd if=$dev iflag=direct bs=64k count=8 of=/dev/null || :; : > /run/ended) 2>/dev/null &
+           reader=$!
+           sleep 0.3; rmdir $dir
+           other=$($obd attach a-l01-raw.layer); [ $other != $dev ]; $obd detach $other
+           no test -e /run/ended
+           dmsetup resume t; wait $reader
+           for i in $(seq 100); do dmsetup remove t 2>/dev/null && break; sleep 0.1; done
+           $obd detach $lower";
     f.guest.sh(&script, LONG).map(drop)
 }
 
-/// Devices that are taken away from their readers, who get errors and end.
+/// Devices that are taken away from their readers, who get errors and end; without
+/// force, who has opened one reads it.
 pub(super) fn detach_under_load(f: &mut Fixture) -> Result<()> {
     let script = prologue(f.obd()?)
         + "for i in $(seq 8); do
@@ -318,7 +332,19 @@ pub(super) fn detach_under_load(f: &mut Fixture) -> Result<()> {
                done
                sleep 0.$i; no $obd detach busy 2>/dev/null; $obd detach --force busy
                for pid in $pids; do wait $pid; done; exec 3<&-
-           done";
+           done
+           dir=/sys/kernel/config/obd/race; mkdir $dir; echo $PWD/a-ext4-0.layer > $dir/layers
+           for i in $(seq 10); do
+               echo 1 > $dir/power; dev=/dev/$(cat $dir/device)
+               (echo 0 > $dir/power) 2>/dev/null &
+               if dd if=$dev bs=4k count=1 of=/run/read 2>/run/why; then
+                   [ $(stat -c %s /run/read) = 4096 ]
+               else
+                   grep -q open /run/why
+               fi
+               wait $! || :
+           done
+           rmdir $dir";
     f.guest.sh(&script, LONG).map(drop)
 }
 
@@ -379,21 +405,36 @@ pub(super) fn damaged_block(f: &mut Fixture) -> Result<()> {
 }
 
 /// Paths that are none, of what is no file, or that lead back to the device, are
-/// refused at once and change nothing; so do many who configure one device.
+/// refused at once and change nothing, nor are they opened; so do many who configure
+/// one device.
 pub(super) fn configuration(f: &mut Fixture) -> Result<()> {
     let script = prologue(f.obd()?)
         + "dir=/sys/kernel/config/obd/c; mkdir $dir; mkfifo /run/fifo
+           (exec 4>/run/fifo; : > /run/opened) & writer=$!
            for path in $dir/layers /run/fifo /dev/null /run; do
                echo $path > $dir/layers
                no eval 'echo 1 > $dir/power' 2>/dev/null
                grep -qx \"$path: cannot be opened: error -22\" $dir/error
                echo > $dir/layers
            done
+           no test -e /run/opened
+           kill $writer; wait $writer 2>/dev/null || :
+           for i in $(seq 8); do
+               mkdir $dir.r; echo $dir.r/layers > $dir.r/layers
+               (echo 1 > $dir.r/power) 2>/dev/null & rmdir $dir.r; wait $! || :
+           done
+           awk 'BEGIN { printf \"/%04089d\", 0 }' > /run/name; cat /run/name > $dir/layers
+           no eval 'echo 1 > $dir/power' 2>/dev/null
+           [ $(wc -c < $dir/error) = 4096 ]; grep -q '0: cannot be opened: error -36$' $dir/error
+           echo > $dir/layers
            echo $PWD/a-ext4-0.layer > $dir/layers
            no eval 'echo a-ext4-1.layer > $dir/layers' 2>/dev/null
            no eval 'printf \"/first\\nsecond\\n\" > $dir/layers' 2>/dev/null
            awk 'BEGIN { for (i = 0; i < 100; i++) printf \"/%060d\\n\", i }' > /run/long
            no dd if=/run/long of=$dir/layers bs=6000 2>/run/why
+           grep -q 'Argument list too long' /run/why
+           awk 'BEGIN { printf \"/%04093d\\n\\n\", 0 }' > /run/cut
+           no dd if=/run/cut of=$dir/layers bs=6000 2>/run/why
            grep -q 'Argument list too long' /run/why
            [ \"$(cat $dir/layers)\" = $PWD/a-ext4-0.layer ]
            pids=
