@@ -44,9 +44,10 @@ impl Blob {
         // What is neither file nor disk must not be opened at all, which may wait for somebody (a
         // FIFO) or set something going (a watchdog). A file of configfs neither: writes to `power`
         // hold the lock of the device's files, which opening one of them takes again, behind a
-        // `rmdir` that waits for it. What remains is a lookup in the device's folder, or the one it
-        // is in, of a name that was never used: it waits for `rmdir`, and that for this, until a
-        // signal ends it. No image is there, and only who may configure devices can do that.
+        // `rmdir` that waits for it. What remains is the lookup of a path below the device's folder,
+        // or the one it is in, while somebody removes the device: configfs keeps no names of files,
+        // so it may wait for `rmdir`, and that for this, until a signal ends `rmdir`. No image is
+        // there, and only who may configure devices can do that.
         if file_type == FileType::Other || path.filesystem() == CONFIGFS_MAGIC {
             return Err(EINVAL);
         }

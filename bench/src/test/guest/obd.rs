@@ -419,10 +419,6 @@ pub(super) fn configuration(f: &mut Fixture) -> Result<()> {
            done
            no test -e /run/opened
            kill $writer; wait $writer 2>/dev/null || :
-           for i in $(seq 8); do
-               mkdir $dir.r; echo $dir.r/layers > $dir.r/layers
-               (echo 1 > $dir.r/power) 2>/dev/null & rmdir $dir.r; wait $! || :
-           done
            awk 'BEGIN { printf \"/%04089d\", 0 }' > /run/name; cat /run/name > $dir/layers
            no eval 'echo 1 > $dir/power' 2>/dev/null
            [ $(wc -c < $dir/error) = 4096 ]; grep -q '0: cannot be opened: error -36$' $dir/error
