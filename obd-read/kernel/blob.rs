@@ -39,15 +39,12 @@ impl Blob {
     /// Whether the task may read it is decided here: later reads ask nobody, neither security
     /// modules nor watchers in user space (fanotify), which must not hold up a disk.
     pub(crate) fn open(path: &CStr) -> Result<Self> {
-        let path = Path::lookup(path)?;
+        let path = Self::lookup(path)?;
         let file_type = path.file_type();
         // What is neither file nor disk must not be opened at all, which may wait for somebody (a
         // FIFO) or set something going (a watchdog). A file of configfs neither: writes to `power`
         // hold the lock of the device's files, which opening one of them takes again, behind a
-        // `rmdir` that waits for it. What remains is the lookup of a path below the device's folder,
-        // or the one it is in, while somebody removes the device: configfs keeps no names of files,
-        // so it may wait for `rmdir`, and that for this, until a signal ends `rmdir`. No image is
-        // there, and only who may configure devices can do that.
+        // `rmdir` that waits for it.
         if file_type == FileType::Other || path.filesystem() == CONFIGFS_MAGIC {
             return Err(EINVAL);
         }
@@ -66,6 +63,28 @@ impl Blob {
             FileType::BlockDevice => blob.shrink(),
             _ => Ok(blob),
         }
+    }
+
+    /// Finds `path`, folder by folder, and fails with [`EINVAL`] at the first one of configfs.
+    ///
+    /// configfs keeps no names of files, so every lookup there takes the lock of the folder, which
+    /// `rmdir` holds while it waits for who writes to `power`. What remains is a link to something
+    /// in a device's folder, until a signal ends `rmdir`; no image is there.
+    fn lookup(path: &CStr) -> Result<Path> {
+        let bytes = path.to_bytes();
+        let mut folder = KVec::with_capacity(bytes.len() + 1, GFP_KERNEL)?;
+        for byte in bytes {
+            if *byte == b'/' && !folder.is_empty() {
+                folder.push(0, GFP_KERNEL)?;
+                let found = CStr::from_bytes_with_nul(&folder).map_err(|_| EINVAL)?;
+                if Path::lookup(found)?.filesystem() == CONFIGFS_MAGIC {
+                    return Err(EINVAL);
+                }
+                folder.pop();
+            }
+            folder.push(*byte, GFP_KERNEL)?;
+        }
+        Path::lookup(path)
     }
 
     /// A device may be larger than the zfile on it, which says how long it is if its header was
