@@ -86,12 +86,17 @@ struct lbio_driver {
  * struct lbio_fs - a file system whose files may be read around the block layer
  * @fops: operations of its regular files
  * @map: where a page of such a file, and those that follow it, are on the block
- * device, if that is known without waiting and they are plain copies of the
- * pages. Called with invalidate_lock held shared.
+ * device, if they are plain copies of the pages: 0; -EAGAIN if all of @extent is
+ * known but that, and @ask has to be called; another error for no
+ * @ask: says that, if it is known without waiting
+ *
+ * Both are called with invalidate_lock held shared.
  */
 struct lbio_fs {
 	const struct file_operations *fops;
-	bool (*map)(struct inode *inode, pgoff_t index,
+	int (*map)(struct inode *inode, pgoff_t index,
+		   struct lbio_extent *extent);
+	bool (*ask)(struct inode *inode, pgoff_t index,
 		    struct lbio_extent *extent);
 };
 

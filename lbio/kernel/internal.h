@@ -351,17 +351,17 @@ void lbio_orphan_work(struct work_struct *work);
 extern struct lbio_driver lbio_driver;
 extern struct lbio_fs lbio_fs;
 
-/* The namespace behind @bdev, or NULL. */
-static inline const struct lbio_ns *lbio_find_ns(struct block_device *bdev)
+/* Whether there is a namespace behind @bdev, *@ns. */
+static inline bool lbio_find_ns(struct block_device *bdev,
+				const struct lbio_ns **ns)
 {
 	struct gendisk *disk = bdev->bd_disk;
-	const struct lbio_ns *ns;
 
 	/* Pairs with lbio_set_driver(): the offset is set with the fops. */
 	if (disk->fops != smp_load_acquire(&lbio_driver.fops))
-		return NULL;
-	ns = disk->private_data + lbio_driver.ns_offset;
-	return READ_ONCE(ns->dev) ? ns : NULL;
+		return false;
+	*ns = disk->private_data + lbio_driver.ns_offset;
+	return READ_ONCE((*ns)->dev);
 }
 
 /* The read is over for whoever waits to freeze the drive's request queue. */
@@ -373,14 +373,17 @@ static inline void lbio_exit_queue(struct block_device *bdev)
 /* Whether lbio_map() may be called for the inode of @file. */
 static inline bool lbio_may_map(const struct file *file)
 {
-	/* Pairs with lbio_set_fs(): the callback is set with the fops. */
+	/* Pairs with lbio_set_fs(): the callbacks are set with the fops. */
 	return file->f_op == smp_load_acquire(&lbio_fs.fops);
 }
 
 static inline bool lbio_map(struct inode *inode, pgoff_t index,
 			    struct lbio_extent *extent)
 {
-	return lbio_fs.map(inode, index, extent);
+	int error = lbio_fs.map(inode, index, extent);
+
+	return likely(!error) ||
+	       (error == -EAGAIN && lbio_fs.ask(inode, index, extent));
 }
 
 bool lbio_dma_lazy(struct device *dma_dev);

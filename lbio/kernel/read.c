@@ -254,8 +254,6 @@ static unsigned int lbio_limit(struct block_device *bdev, sector_t sector,
 	const struct queue_limits *lim;
 	unsigned int sectors;
 
-	if (likely(nr == 1))
-		return 1;
 	lim = &bdev_get_queue(bdev)->limits;
 	sectors = queue_max_sectors(bdev_get_queue(bdev));
 	/* Some drives are slow across a boundary. */
@@ -529,8 +527,7 @@ enum lbio_result lbio_read_miss(struct kiocb *iocb,
 	if (unlikely(!percpu_ref_tryget_live(&q->q_usage_counter)))
 		goto refuse;
 	why = LBIO_EV_NO_DEV;
-	ns = lbio_find_ns(io.bdev);
-	if (!ns)
+	if (!lbio_find_ns(io.bdev, &ns))
 		goto put_queue;
 	why = LBIO_EV_SHARED;
 	if (unlikely(lbio_is_watched(q)))
@@ -549,8 +546,9 @@ enum lbio_result lbio_read_miss(struct kiocb *iocb,
 	why = LBIO_EV_UNMAPPED;
 	if (unlikely(!lbio_map(mapping->host, index, &extent)))
 		goto unlock;
-	nr = min(nr, extent.pages);
-	nr = lbio_limit(io.bdev, extent.sector, nr);
+	if (unlikely(nr > 1))
+		nr = lbio_limit(io.bdev, extent.sector,
+				min(nr, extent.pages));
 	if (unlikely(extent.sector + nr * PAGE_SECTORS >
 		     bdev_nr_sectors(io.bdev)))
 		goto unlock;

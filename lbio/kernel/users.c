@@ -37,8 +37,10 @@ EXPORT_SYMBOL_GPL(lbio_set_driver);
  */
 void lbio_set_fs(const struct lbio_fs *fs)
 {
-	if (fs)
+	if (fs) {
 		lbio_fs.map = fs->map;
+		lbio_fs.ask = fs->ask;
+	}
 	/* Pairs with lbio_may_map(). */
 	smp_store_release(&lbio_fs.fops, fs ? fs->fops : NULL);
 }
