@@ -64,7 +64,8 @@ pub(super) fn changes_against_readers(f: &mut Fixture) -> Result<()> {
 }
 
 /// Reads of up to 32 KiB are one command each, or few if the pool or an extent
-/// ends, and longer ones are none of LBIO's.
+/// ends, and longer ones are none of LBIO's. What the pool gave out a moment ago
+/// may still be cached, so some bytes are not read again.
 pub(super) fn serves_longer_reads(f: &mut Fixture) -> Result<()> {
     f.mount("aios", true, 100_000_000)?;
     f.sh("cat /mnt/t/data >/dev/null")?;
@@ -80,7 +81,7 @@ pub(super) fn serves_longer_reads(f: &mut Fixture) -> Result<()> {
         })?;
         let read = (number(&f.sh(sectors)?)? - before) * 512;
         check(
-            served * 10 >= ops * 9 && served <= 2 * ops && read >= bytes * ops,
+            served * 10 >= ops * 9 && served <= 2 * ops && read * 10 >= bytes * ops * 9,
             || format!("{ops} reads of {bytes} bytes: {served} commands, {read} bytes"),
         )?;
     }
@@ -106,8 +107,8 @@ pub(super) fn serves_longer_reads(f: &mut Fixture) -> Result<()> {
 }
 
 /// Two readers of one page each, in `$pids`, of a drive that is slow and a file
-/// that is not cached: the first finds no pages in the CPU's pool and fetches some, and
-/// the second reads by LBIO.
+/// that is not cached: the first may find no pages in the CPU's pool, and fetches some
+/// then; the second reads by LBIO.
 const TWO_READERS: &str = "dd if=/mnt/t/data iflag=nocache count=0 2>/dev/null; pids=; \
      for page in 2000 3000; do \
          taskset -c 0 dd if=/mnt/t/data of=/dev/null bs=4096 count=1 skip=$page 2>/dev/null & \
@@ -129,9 +130,10 @@ pub(super) fn sleeping_reader_is_killed(f: &mut Fixture) -> Result<()> {
     });
     let elapsed = begin.elapsed();
     f.set_latency(0)?;
+    let killed = killed?;
     check(
-        killed? == 1 && elapsed < Duration::from_millis(5000),
-        || format!("a drive of 6 s, and {elapsed:?} to kill a reader"),
+        (1..=2).contains(&killed) && elapsed < Duration::from_millis(5000),
+        || format!("a drive of 6 s, {elapsed:?} to kill readers, {killed} of them LBIO's"),
     )?;
     // The page is there, whole and unlocked, once the drive has answered.
     f.sh(
