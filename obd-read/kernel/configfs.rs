@@ -4,7 +4,7 @@
 //!
 //! | file | |
 //! |---|---|
-//! | `layers` | absolute paths of the layers, bottom to top, one per line; a write adds to them, an empty line alone removes all |
+//! | `layers` | absolute paths, bottom to top, one per line; writes add, an empty line clears |
 //! | `zfile` | 1: `layers` is one zfile, whose content is the device |
 //! | `power` | 1 attaches, 0 detaches |
 //! | `device` | the disk's name while it is attached |

@@ -20,9 +20,9 @@
 //! | jump table, for good | 2.5 per block |
 //! | jump table, while opening | 4 per block and its stored bytes more if it is stored compressed |
 //! | blocks of a zfile | at most one per 5 stored bytes (per stored byte without checksums) |
-//! | index of a layer, while opening | 48 per segment really present, [`lsmt::MAX_SEGMENTS`] at most |
-//! | index of an image, and a log, while merging | 64 per segment of the layers, 32 per layer more |
-//! | all layers of an image, while opening | [`budget::MAX_MEMORY`], by who keeps a [`budget::Budget`], checked before it is taken |
+//! | index of a layer, opening | 48 per segment present, [`lsmt::MAX_SEGMENTS`] at most |
+//! | index of an image, and a log, merging | 64 per segment of the layers, 32 per layer |
+//! | all layers of an image, opening | what is left of the [`budget::Budget`], asked first |
 //! | index of an image, for good | 13 per segment after merging (17 from 1 TiB up) |
 //!
 //! # Layout
