@@ -40,7 +40,6 @@ use crate::guest::{
 };
 use crate::kernel::Flavour;
 use crate::stack::Stack;
-use std::panic::resume_unwind;
 use std::path::{
     Path,
     PathBuf, //
@@ -101,19 +100,10 @@ impl Emulated {
     /// Boots all guests and leaves them standing still.
     pub(crate) fn boot(ctx: &Context, setup: &Setup<'_>, tools: Tools) -> Result<Self> {
         let sockets = tempfile::tempdir().at("create a folder in", std::env::temp_dir())?;
-        let boot = |stack| boot_side(ctx, setup, stack, sockets.path());
-        let [first, rest @ ..] = Stack::ALL;
-        // What all of them need is built with the first.
-        let mut sides = vec![boot(first)?];
-        // A guest boots on one processor.
-        thread::scope(|scope| -> Result<()> {
-            let booting = rest.map(|stack| scope.spawn(move || boot(stack)));
-            for side in booting {
-                let side = side.join().unwrap_or_else(|panic| resume_unwind(panic));
-                sides.push(side?);
-            }
-            Ok(())
-        })?;
+        let sides = Stack::ALL
+            .into_iter()
+            .map(|stack| boot_side(ctx, setup, stack, sockets.path()))
+            .collect::<Result<_>>()?;
         Ok(Self {
             sides,
             tools,
