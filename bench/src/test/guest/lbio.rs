@@ -108,11 +108,13 @@ pub(super) fn serves_longer_reads(f: &mut Fixture) -> Result<()> {
 
 /// Two readers of one page each, in `$pids`, of a drive that is slow and a file
 /// that is not cached: the first may find no pages in the CPU's pool, and fetches some
-/// then; the second reads by LBIO.
+/// then; the second, who comes when the first sleeps, reads by LBIO.
 const TWO_READERS: &str = "dd if=/mnt/t/data iflag=nocache count=0 2>/dev/null; pids=; \
      for page in 2000 3000; do \
          taskset -c 0 dd if=/mnt/t/data of=/dev/null bs=4096 count=1 skip=$page 2>/dev/null & \
-         pids=\"$pids $!\"; sleep 0.1; done;";
+         pids=\"$pids $!\"; \
+         for i in $(seq 100); do \
+             grep -q '(dd) D' /proc/$!/stat && break; sleep 0.1; done; sleep 0.2; done;";
 
 /// A reader that sleeps is killed at once; what he waited for is ended by others
 /// when the drive answers, and neither the folio nor the drive is stuck.
@@ -123,7 +125,7 @@ pub(super) fn sleeping_reader_is_killed(f: &mut Fixture) -> Result<()> {
     let begin = Instant::now();
     let killed = f.lbio_during("killed", |f| {
         f.sh(&format!(
-            "{TWO_READERS} sleep 0.7; for pid in $pids; do kill -KILL $pid; code=0; \
+            "{TWO_READERS} for pid in $pids; do kill -KILL $pid; code=0; \
              wait $pid || code=$?; [ $code = 137 ]; done"
         ))
         .map(drop)
