@@ -32,7 +32,7 @@ void lbio_ring_reset(struct lbio_ring *ring, u16 sq_id);
 s64 lbio_ring_submit(struct lbio_ring *ring, u32 nsid, u64 slba, u32 blocks,
 		     u64 dma, u32 pages);
 s64 lbio_ring_read_page(struct lbio_ring *ring, struct lbio_chunk_state *chunk,
-			u64 chunk_dma, u32 nsid, u64 slba, u32 blocks);
+			u64 frame, u32 nsid, u64 slba, u32 blocks);
 s32 lbio_ring_reap(struct lbio_ring *ring, struct lbio_queue *queue);
 s32 lbio_ring_take(struct lbio_ring *ring, u16 slot);
 bool lbio_ring_sleep(struct lbio_ring *ring, u16 slot, u64 token);

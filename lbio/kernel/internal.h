@@ -262,6 +262,7 @@ static inline struct folio *lbio_folio(const struct lbio_io *io, unsigned int i)
  * struct lbio_queue - a queue pair, its pool of pages, and its watchdog
  * @dev: its controller
  * @hw: the driver's part
+ * @sq_doorbell: that of the driver's functions
  * @ring: the rings and slots; the submission half is used under @sq_lock, the
  * completion half under @cq_lock, slots by their owners
  * @lists: PRP lists of the slots, one page that the device reads
@@ -287,6 +288,7 @@ static inline struct folio *lbio_folio(const struct lbio_io *io, unsigned int i)
 struct lbio_queue {
 	struct lbio_dev *dev;
 	void *hw;
+	void (*sq_doorbell)(void *hw, u16 tail);
 	struct lbio_ring *ring;
 	void *lists;
 	dma_addr_t lists_dma;
@@ -332,7 +334,7 @@ struct lbio_dev {
 	bool lazy;
 	struct shrinker *shrinker;
 	struct list_head list;
-	struct lbio_queue **map;
+	struct lbio_queue *__percpu *map;
 	unsigned int nr_queues;
 	struct lbio_queue queues[] __counted_by(nr_queues);
 };
@@ -351,15 +353,15 @@ void lbio_orphan_work(struct work_struct *work);
 extern struct lbio_driver lbio_driver;
 extern struct lbio_fs lbio_fs;
 
-/* Whether there is a namespace behind @bdev, *@ns. */
-static inline bool lbio_find_ns(struct block_device *bdev,
-				const struct lbio_ns **ns)
+/* The controller of the namespace behind @bdev, *@ns, or NULL. */
+static inline struct lbio_dev *lbio_find_ns(struct block_device *bdev,
+					    const struct lbio_ns **ns)
 {
 	struct gendisk *disk = bdev->bd_disk;
 
 	/* Pairs with lbio_set_driver(): the offset is set with the fops. */
 	if (disk->fops != smp_load_acquire(&lbio_driver.fops))
-		return false;
+		return NULL;
 	*ns = disk->private_data + lbio_driver.ns_offset;
 	return READ_ONCE((*ns)->dev);
 }

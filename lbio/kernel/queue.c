@@ -198,7 +198,7 @@ struct lbio_dev *lbio_dev_alloc(struct device *dma_dev, const char *name,
 	dev = kvzalloc_flex(*dev, queues, nr_queues);
 	if (!dev)
 		return NULL;
-	dev->map = kcalloc(nr_cpu_ids, sizeof(*dev->map), GFP_KERNEL);
+	dev->map = alloc_percpu(struct lbio_queue *);
 	if (!dev->map) {
 		kvfree(dev);
 		return NULL;
@@ -257,7 +257,7 @@ void lbio_dev_free(struct lbio_dev *dev)
 		dma_free_coherent(dev->dma_dev, PAGE_SIZE, queue->lists,
 				  queue->lists_dma);
 	}
-	kfree(dev->map);
+	free_percpu(dev->map);
 	kvfree(dev);
 }
 EXPORT_SYMBOL_GPL(lbio_dev_free);
@@ -281,6 +281,7 @@ int lbio_queue_init(struct lbio_dev *dev, unsigned int index, void *sqes,
 	/* A list of 64 bytes for each slot. */
 	BUILD_BUG_ON(LBIO_QUEUE_DEPTH * 64 > PAGE_SIZE);
 	queue->hw = hw;
+	queue->sq_doorbell = dev->ops->sq_doorbell;
 	queue->orphans = kcalloc(LBIO_SLOTS, sizeof(*queue->orphans),
 				 GFP_KERNEL);
 	if (!queue->orphans)
@@ -342,8 +343,8 @@ void lbio_dev_unmap_cpus(struct lbio_dev *dev)
 {
 	unsigned int cpu;
 
-	for (cpu = 0; cpu < nr_cpu_ids; cpu++)
-		WRITE_ONCE(dev->map[cpu], NULL);
+	for_each_possible_cpu(cpu)
+		WRITE_ONCE(*per_cpu_ptr(dev->map, cpu), NULL);
 }
 EXPORT_SYMBOL_GPL(lbio_dev_unmap_cpus);
 
@@ -354,11 +355,14 @@ EXPORT_SYMBOL_GPL(lbio_dev_unmap_cpus);
  */
 void lbio_dev_map_cpus(struct lbio_queue *queue, const struct cpumask *mask)
 {
+	struct lbio_queue **own;
 	unsigned int cpu;
 
-	for_each_cpu(cpu, mask ?: cpu_possible_mask)
-		if (!queue->dev->map[cpu])
-			WRITE_ONCE(queue->dev->map[cpu], queue);
+	for_each_cpu(cpu, mask ?: cpu_possible_mask) {
+		own = per_cpu_ptr(queue->dev->map, cpu);
+		if (!*own)
+			WRITE_ONCE(*own, queue);
+	}
 }
 EXPORT_SYMBOL_GPL(lbio_dev_map_cpus);
 

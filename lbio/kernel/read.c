@@ -173,13 +173,13 @@ static __always_inline bool lbio_submit_page(struct lbio_io *io,
 	chunk = queue->chunk;
 	if (unlikely(!queue->live || !chunk || !lbio_may_use(chunk->page)))
 		goto unlock;
-	shift = ns->lba_shift;
-	entry = lbio_ring_read_page(queue->ring, &chunk->state, chunk->dma,
-				    ns->nsid, sector >> (shift - SECTOR_SHIFT),
-				    PAGE_SIZE >> shift);
+	shift = ns->lba_shift - SECTOR_SHIFT;
+	entry = lbio_ring_read_page(queue->ring, &chunk->state,
+				    chunk->dma >> PAGE_SHIFT, ns->nsid,
+				    sector >> shift, PAGE_SECTORS >> shift);
 	if (unlikely(entry < 0))
 		goto unlock;
-	queue->dev->ops->sq_doorbell(queue->hw, entry >> 16);
+	queue->sq_doorbell(queue->hw, entry >> 16);
 	lbio_note_pages(io, entry >> 32, 1);
 	lbio_note_slot(io, entry, sector);
 unlock:
@@ -201,7 +201,7 @@ static bool lbio_submit(struct lbio_io *io, const struct lbio_ns *ns,
 				 io->nr);
 	if (unlikely(entry < 0))
 		return false;
-	queue->dev->ops->sq_doorbell(queue->hw, entry >> 16);
+	queue->sq_doorbell(queue->hw, entry >> 16);
 	lbio_note_slot(io, entry, sector);
 	return true;
 }
@@ -502,6 +502,7 @@ enum lbio_result lbio_read_miss(struct kiocb *iocb,
 	/* All that is read of these is written before. */
 	struct lbio_extent extent __uninitialized;
 	const struct lbio_ns *ns;
+	struct lbio_dev *dev;
 	struct lbio_io io __uninitialized;
 	struct request_queue *q;
 	enum lbio_event why;
@@ -527,18 +528,19 @@ enum lbio_result lbio_read_miss(struct kiocb *iocb,
 	if (unlikely(!percpu_ref_tryget_live(&q->q_usage_counter)))
 		goto refuse;
 	why = LBIO_EV_NO_DEV;
-	if (!lbio_find_ns(io.bdev, &ns))
+	dev = lbio_find_ns(io.bdev, &ns);
+	if (!dev)
 		goto put_queue;
 	why = LBIO_EV_SHARED;
 	if (unlikely(lbio_is_watched(q)))
 		goto put_queue;
 	why = LBIO_EV_STOPPED;
-	io.queue = READ_ONCE(ns->dev->map[raw_smp_processor_id()]);
+	io.queue = raw_cpu_read(*dev->map);
 	if (unlikely(!io.queue))
 		goto put_queue;
 	/* Unmapped one by one they would cost more than by the ordinary path. */
 	why = LBIO_EV_NO_PAGE;
-	if (unlikely(nr > 1 && !io.queue->dev->lazy))
+	if (unlikely(nr > 1 && !dev->lazy))
 		goto put_queue;
 	why = LBIO_EV_INVALIDATING;
 	if (unlikely(!filemap_invalidate_trylock_shared(mapping)))

@@ -23,8 +23,7 @@ use lbio_core::chunk::Chunk;
 use lbio_core::nvme::{
     Cqe,
     Prp,
-    Sqe,
-    PAGE_SIZE, //
+    Sqe, //
 };
 use lbio_core::prp::{
     self,
@@ -188,14 +187,13 @@ impl Ring {
     }
 }
 
-/// Takes a page of `chunk`, which is at bus address `chunk_dma`, and puts a read
+/// Takes a page of `chunk`, whose first is page `frame` of the bus, and puts a read
 /// of the `blocks` logical blocks of that size from `slba` of namespace `nsid`
 /// into it into the submission queue.
 ///
 /// Returns the slot in bits 0..16, the value for the tail doorbell in bits 16..32
 /// and the index of the page from bit 32 on; -ENOMEM if the chunk has no page,
-/// -EBUSY if all slots are in use, -EINVAL for a page that no command can
-/// transfer to, none of which takes anything.
+/// -EBUSY if all slots are in use, neither of which takes anything.
 ///
 /// # Safety
 ///
@@ -206,7 +204,7 @@ impl Ring {
 pub unsafe extern "C" fn lbio_ring_read_page(
     ring: *mut bindings::lbio_ring,
     chunk: *mut bindings::lbio_chunk_state,
-    chunk_dma: u64,
+    frame: u64,
     nsid: u32,
     slba: u64,
     blocks: u32,
@@ -218,10 +216,7 @@ pub unsafe extern "C" fn lbio_ring_read_page(
     let Some(page) = chunk.next() else {
         return i64::from(ENOMEM.to_errno());
     };
-    let dma = chunk_dma.wrapping_add(u64::from(page.index()) * PAGE_SIZE);
-    let Ok(prp) = prp::one(dma) else {
-        return i64::from(EINVAL.to_errno());
-    };
+    let prp = prp::page(frame.wrapping_add(u64::from(page.index())));
     let Some(slot) = ring.slots.alloc() else {
         return i64::from(EBUSY.to_errno());
     };
