@@ -161,6 +161,7 @@ static inline void aios_poll_hit(struct aios_poll *poll)
  * @LBIO_EV_TIMEOUT: ticks that found a command lost
  * @LBIO_EV_CHUNK: chunks mapped
  * @LBIO_EV_SMALL_CHUNK: of those, smaller for want of memory
+ * @LBIO_EV_SCATTERED: of those, of single pages
  * @LBIO_NR_EVENTS: number of events
  */
 enum lbio_event {
@@ -187,6 +188,7 @@ enum lbio_event {
 	LBIO_EV_TIMEOUT,
 	LBIO_EV_CHUNK,
 	LBIO_EV_SMALL_CHUNK,
+	LBIO_EV_SCATTERED,
 	LBIO_NR_EVENTS
 };
 
@@ -201,31 +203,36 @@ static inline void lbio_count(enum lbio_event event)
 /* How often the watchdog looks while anything is in flight or mapped. */
 #define LBIO_TICK		(HZ / 4)
 
+/* As many pages as the IOMMU's cache of I/O addresses serves. */
+#define LBIO_CHUNK_ORDER	5
+#define LBIO_CHUNK_PAGES	(1 << LBIO_CHUNK_ORDER)
+
 /**
  * struct lbio_chunk - pages that are mapped for DMA together
  * @list: in lbio_queue.full
  * @state: which pages are taken and in flight
  * @nr: number of pages
- * @page: the first; the others follow it. The chunk holds a reference to each.
- * @dma: bus address of the first; the others follow it
+ * @dma: bus address of the first page; the others follow it
  * @born: when it was mapped, in jiffies
+ * @sg: the pages as they were mapped if they are not adjacent, or NULL
+ * @pages: the pages; the chunk holds a reference to each
  */
 struct lbio_chunk {
 	struct list_head list;
 	struct lbio_chunk_state state;
 	unsigned int nr;
-	struct page *page;
 	dma_addr_t dma;
 	unsigned long born;
+	struct scatterlist *sg;
+	struct page *pages[LBIO_CHUNK_PAGES];
 };
 
 /**
- * struct lbio_io - a read of adjacent pages
+ * struct lbio_io - a read of pages that are adjacent on the drive
  * @bdev: what is read
  * @queue: where it was submitted; the reader may run elsewhere by now
  * @chunk: where the pages are from
- * @page: the first; the others follow it. The read has a reference to each.
- * @dma: bus address of the first; the others follow it
+ * @dma: bus address of the first page; the others follow it
  * @start: when accounting began, in jiffies
  * @slot: of the command
  * @nr: number of pages
@@ -233,12 +240,12 @@ struct lbio_chunk {
  * @valid: they may be seen when they are read
  * @low: the pool needs pages
  * @thrashing: it reads what was in use when it was evicted
+ * @pages: the pages; the read has a reference to each
  */
 struct lbio_io {
 	struct block_device *bdev;
 	struct lbio_queue *queue;
 	struct lbio_chunk *chunk;
-	struct page *page;
 	dma_addr_t dma;
 	unsigned long start;
 	u16 slot;
@@ -247,6 +254,7 @@ struct lbio_io {
 	bool valid;
 	bool low;
 	bool thrashing;
+	struct page *pages[LBIO_MAX_PAGES];
 };
 
 /*
@@ -255,7 +263,7 @@ struct lbio_io {
  */
 static inline struct folio *lbio_folio(const struct lbio_io *io, unsigned int i)
 {
-	return (struct folio *)(io->page + i);
+	return (struct folio *)io->pages[i];
 }
 
 /**
@@ -319,6 +327,7 @@ struct lbio_queue {
  * @priv: the driver's argument to them
  * @timeout: time for a command, in jiffies
  * @lazy: the IOMMU, if it translates, may be told late that a mapping is gone
+ * @scatter: it puts single pages side by side
  * @shrinker: gives pages back when memory is short, or NULL
  * @list: in the list of all devices
  * @map: each CPU's queue, or NULL
@@ -332,6 +341,7 @@ struct lbio_dev {
 	void *priv;
 	unsigned int timeout;
 	bool lazy;
+	bool scatter;
 	struct shrinker *shrinker;
 	struct list_head list;
 	struct lbio_queue *__percpu *map;
@@ -388,7 +398,7 @@ static inline bool lbio_map(struct inode *inode, pgoff_t index,
 	       (error == -EAGAIN && lbio_fs.ask(inode, index, extent));
 }
 
-bool lbio_dma_lazy(struct device *dma_dev);
+void lbio_dma_init(struct lbio_dev *dev);
 void lbio_pool_refill(struct lbio_queue *queue);
 void lbio_pool_advance(struct lbio_queue *queue);
 void lbio_pool_set_aside(struct lbio_queue *queue, struct lbio_chunk **chunk);

@@ -3,10 +3,12 @@
  * LBIO's pages: mapped for DMA ahead of time, unmapped long after.
  *
  * Mapping a page through an IOMMU and unmapping it costs more than all else that
- * a read has to do, and hardly more for many adjacent pages than for one. Each
- * queue therefore has a chunk of adjacent pages that are mapped by one call.
- * Reads take them one by one and put them into the page cache. One call unmaps
- * the chunk when its last page has been taken and no read into it is in flight.
+ * a read has to do, and hardly more for many pages than for one. Each queue
+ * therefore has a chunk of pages that are mapped by one call, and adjacent for
+ * the device. Where memory is fragmented the IOMMU puts single pages side by
+ * side; without one, mapping is cheap, and the chunk smaller. Reads take the
+ * pages one by one and put them into the page cache. One call unmaps the chunk
+ * when its last page has been taken and no read into it is in flight.
  *
  * Until then the chunk holds a reference to each of its pages. Whatever becomes
  * of a page in the page cache meanwhile, it is not freed and not migrated while
@@ -30,7 +32,9 @@
 #include <linux/iommu.h>
 #include <linux/jiffies.h>
 #include <linux/mm.h>
+#include <linux/moduleparam.h>
 #include <linux/pci.h>
+#include <linux/scatterlist.h>
 #include <linux/sched/mm.h>
 #include <linux/shrinker.h>
 #include <linux/slab.h>
@@ -38,11 +42,16 @@
 
 #include "internal.h"
 
-/* 32 pages: as much as the IOMMU's cache of I/O addresses serves. */
-#define LBIO_CHUNK_ORDER	5
-
 /* A chunk is used up or given back within this time, give or take a tick. */
 #define LBIO_CHUNK_AGE		HZ
+
+/* Largest chunk of adjacent pages to ask for; tests have fragmented memory so. */
+static int lbio_chunk_order = LBIO_CHUNK_ORDER;
+
+#undef MODULE_PARAM_PREFIX
+#define MODULE_PARAM_PREFIX "lbio."
+module_param_named(chunk_order, lbio_chunk_order, int, 0644);
+MODULE_PARM_DESC(chunk_order, "largest order of adjacent pages to read into (0 to 5)");
 
 /**
  * lbio_dma_refusal - why a device's pages cannot stay mapped
@@ -67,84 +76,162 @@ const char *lbio_dma_refusal(struct device *dma_dev)
 }
 EXPORT_SYMBOL_GPL(lbio_dma_refusal);
 
-/* Whether mappings of @dma_dev may outlive what they were made for. */
-bool lbio_dma_lazy(struct device *dma_dev)
+/*
+ * Finds out whether mappings may outlive what they were made for, and whether
+ * the IOMMU can put single pages side by side.
+ */
+void lbio_dma_init(struct lbio_dev *dev)
 {
-	struct iommu_domain *domain = iommu_get_domain_for_dev(dma_dev);
+	struct iommu_domain *domain = iommu_get_domain_for_dev(dev->dma_dev);
 
-	return !domain || domain->type == IOMMU_DOMAIN_IDENTITY ||
-	       domain->type == IOMMU_DOMAIN_DMA_FQ;
+	dev->scatter = domain && domain->type == IOMMU_DOMAIN_DMA_FQ;
+	dev->lazy = dev->scatter || !domain ||
+		    domain->type == IOMMU_DOMAIN_IDENTITY;
+}
+
+/*
+ * Gets 1 << @order adjacent pages, more than one only if they are there, which
+ * costs no one else a thing. Movable, as pages of the page cache are; the chunk's
+ * reference is short.
+ */
+static bool lbio_chunk_fill(struct lbio_chunk *chunk, int node, int order)
+{
+	gfp_t gfp = GFP_HIGHUSER_MOVABLE | __GFP_NOWARN;
+	struct page *page;
+	unsigned int i;
+
+	if (order)
+		gfp = (gfp & ~__GFP_DIRECT_RECLAIM) | __GFP_NOMEMALLOC;
+	else
+		gfp |= __GFP_NORETRY;
+	page = alloc_pages_node(node, gfp, order);
+	if (!page)
+		return false;
+	if (order)
+		split_page(page, order);
+	chunk->nr = 1 << order;
+	for (i = 0; i < chunk->nr; i++)
+		chunk->pages[i] = page + i;
+	return true;
+}
+
+/* Gets single pages, for the IOMMU to put side by side; all of one node. */
+static bool lbio_chunk_scatter(struct lbio_chunk *chunk, int node)
+{
+	gfp_t gfp = (GFP_HIGHUSER_MOVABLE & ~__GFP_DIRECT_RECLAIM) |
+		    __GFP_NOMEMALLOC | __GFP_THISNODE | __GFP_NOWARN;
+	unsigned int i;
+
+	chunk->nr = alloc_pages_bulk_node(gfp, node, LBIO_CHUNK_PAGES,
+					  chunk->pages);
+	if (!chunk->nr)
+		return false;
+	chunk->sg = kmalloc_objs(*chunk->sg, chunk->nr, GFP_KERNEL);
+	if (!chunk->sg) {
+		for (i = 0; i < chunk->nr; i++)
+			__free_page(chunk->pages[i]);
+		return false;
+	}
+	sg_init_table(chunk->sg, chunk->nr);
+	for (i = 0; i < chunk->nr; i++)
+		sg_set_page(&chunk->sg[i], chunk->pages[i], PAGE_SIZE, 0);
+	return true;
+}
+
+static bool lbio_chunk_get_pages(const struct lbio_dev *dev,
+				 struct lbio_chunk *chunk)
+{
+	int node = dev->lazy ? numa_node_id() : dev_to_node(dev->dma_dev);
+	int order = dev->lazy ? min(READ_ONCE(lbio_chunk_order),
+				    LBIO_CHUNK_ORDER) : 0;
+
+	for (; order > 0; order--) {
+		if (lbio_chunk_fill(chunk, node, order))
+			return true;
+		/* For the drive single pages do as well. */
+		if (dev->scatter)
+			break;
+	}
+	return (dev->scatter && lbio_chunk_scatter(chunk, node)) ||
+	       lbio_chunk_fill(chunk, node, 0);
+}
+
+static bool lbio_chunk_map(struct lbio_dev *dev, struct lbio_chunk *chunk)
+{
+	int ranges;
+
+	if (!chunk->sg) {
+		chunk->dma = dma_map_page(dev->dma_dev, chunk->pages[0], 0,
+					  (size_t)chunk->nr << PAGE_SHIFT,
+					  DMA_FROM_DEVICE);
+		return !dma_mapping_error(dev->dma_dev, chunk->dma);
+	}
+	ranges = dma_map_sg(dev->dma_dev, chunk->sg, chunk->nr,
+			    DMA_FROM_DEVICE);
+	if (likely(ranges == 1)) {
+		chunk->dma = sg_dma_address(chunk->sg);
+		return true;
+	}
+	if (ranges) {
+		/* This one does not put them side by side. */
+		WRITE_ONCE(dev->scatter, false);
+		dma_unmap_sg(dev->dma_dev, chunk->sg, chunk->nr,
+			     DMA_FROM_DEVICE);
+	}
+	return false;
+}
+
+/* Drops the references of a chunk that is not mapped. */
+static void lbio_chunk_put(struct lbio_chunk *chunk)
+{
+	unsigned int i;
+
+	for (i = 0; i < chunk->nr; i++)
+		put_page(chunk->pages[i]);
+	kfree(chunk->sg);
+	kfree(chunk);
 }
 
 static struct lbio_chunk *lbio_chunk_alloc(struct lbio_queue *queue)
 {
-	struct device *dma_dev = queue->dev->dma_dev;
-	int node = dev_to_node(dma_dev);
 	struct lbio_chunk *chunk;
-	int order, i;
 
-	chunk = kmalloc_obj(*chunk, GFP_KERNEL | __GFP_NOWARN);
+	chunk = kzalloc_obj(*chunk, GFP_KERNEL | __GFP_NOWARN);
 	if (!chunk)
 		return NULL;
-	if (queue->dev->lazy)
-		node = numa_node_id();
-
-	/*
-	 * Movable, as pages of the page cache are; the reference is short. More
-	 * than one page only if they are there, which costs no one else a thing.
-	 */
-	chunk->page = NULL;
-	for (order = queue->dev->lazy ? LBIO_CHUNK_ORDER : 0; order >= 0;
-	     order--) {
-		gfp_t gfp = GFP_HIGHUSER_MOVABLE | __GFP_NOWARN;
-
-		if (order)
-			gfp = (gfp & ~__GFP_DIRECT_RECLAIM) | __GFP_NOMEMALLOC;
-		else
-			gfp |= __GFP_NORETRY;
-		chunk->page = alloc_pages_node(node, gfp, order);
-		if (chunk->page)
-			break;
+	if (!lbio_chunk_get_pages(queue->dev, chunk)) {
+		kfree(chunk);
+		return NULL;
 	}
-	if (!chunk->page)
-		goto free_chunk;
-
-	chunk->nr = 1 << order;
-	if (order)
-		split_page(chunk->page, order);
-	chunk->dma = dma_map_page(dma_dev, chunk->page, 0, PAGE_SIZE << order,
-				  DMA_FROM_DEVICE);
-	if (dma_mapping_error(dma_dev, chunk->dma))
-		goto free_pages;
-
+	if (!lbio_chunk_map(queue->dev, chunk)) {
+		lbio_chunk_put(chunk);
+		return NULL;
+	}
 	lbio_chunk_init(&chunk->state, chunk->nr);
 	chunk->born = jiffies;
 	lbio_count(LBIO_EV_CHUNK);
-	if (queue->dev->lazy && order < LBIO_CHUNK_ORDER)
+	if (chunk->sg)
+		lbio_count(LBIO_EV_SCATTERED);
+	if (queue->dev->lazy && chunk->nr < LBIO_CHUNK_PAGES)
 		lbio_count(LBIO_EV_SMALL_CHUNK);
 	return chunk;
-
-free_pages:
-	for (i = 0; i < chunk->nr; i++)
-		__free_page(chunk->page + i);
-free_chunk:
-	kfree(chunk);
-	return NULL;
 }
 
 /* Unmaps a chunk that nothing is in flight into, and drops its references. */
 static void lbio_chunk_free(struct lbio_queue *queue, struct lbio_chunk *chunk)
 {
+	struct device *dma_dev = queue->dev->dma_dev;
 	/* What was read has been synced, and may have been written to since. */
 	unsigned long attrs = queue->dev->lazy ? DMA_ATTR_SKIP_CPU_SYNC : 0;
-	unsigned int i;
 
-	dma_unmap_page_attrs(queue->dev->dma_dev, chunk->dma,
-			     (size_t)chunk->nr << PAGE_SHIFT, DMA_FROM_DEVICE,
-			     attrs);
-	for (i = 0; i < chunk->nr; i++)
-		put_page(chunk->page + i);
-	kfree(chunk);
+	if (chunk->sg)
+		dma_unmap_sg_attrs(dma_dev, chunk->sg, chunk->nr,
+				   DMA_FROM_DEVICE, attrs);
+	else
+		dma_unmap_page_attrs(dma_dev, chunk->dma,
+				     (size_t)chunk->nr << PAGE_SHIFT,
+				     DMA_FROM_DEVICE, attrs);
+	lbio_chunk_put(chunk);
 }
 
 /* Puts a chunk that pages are taken from aside. */

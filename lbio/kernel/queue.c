@@ -208,7 +208,7 @@ struct lbio_dev *lbio_dev_alloc(struct device *dma_dev, const char *name,
 	dev->ops = ops;
 	dev->priv = priv;
 	dev->nr_queues = nr_queues;
-	dev->lazy = lbio_dma_lazy(dma_dev);
+	lbio_dma_init(dev);
 	for (i = 0; i < nr_queues; i++) {
 		struct lbio_queue *queue = &dev->queues[i];
 

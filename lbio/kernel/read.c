@@ -77,8 +77,9 @@ static noinline bool lbio_refuse(const struct inode *inode, pgoff_t index,
 }
 
 /*
- * Notes from where @nr pages came, those from @index on of the queue's chunk.
- * Says whether the pool needs more, to one reader.
+ * Notes from where @nr pages came, those from @index on of the queue's chunk. If
+ * they were the last, the next read finds others. Says whether the pool needs
+ * more, to one reader.
  */
 static __always_inline void lbio_note_pages(struct lbio_io *io,
 					    unsigned int index, unsigned int nr)
@@ -86,14 +87,20 @@ static __always_inline void lbio_note_pages(struct lbio_io *io,
 {
 	struct lbio_queue *queue = io->queue;
 	struct lbio_chunk *chunk = queue->chunk;
+	unsigned int i;
 
 	queue->used = true;
 	io->chunk = chunk;
 	io->nr = nr;
-	io->page = chunk->page + index;
+	for (i = 0; i < nr; i++)
+		io->pages[i] = chunk->pages[index + i];
 	io->dma = chunk->dma + ((dma_addr_t)index << PAGE_SHIFT);
-	if (unlikely(chunk->nr < index + nr + LBIO_MAX_PAGES) &&
-	    !queue->next && !queue->refilling) {
+	if (likely(chunk->nr >= index + nr + LBIO_MAX_PAGES))
+		return;
+	if (queue->next) {
+		if (index + nr == chunk->nr)
+			lbio_pool_advance(queue);
+	} else if (!queue->refilling) {
 		queue->refilling = true;
 		io->low = true;
 	}
@@ -108,11 +115,11 @@ static bool lbio_take_pages(struct lbio_io *io, unsigned int nr)
 	struct lbio_queue *queue = io->queue;
 	int index = -ENOMEM;
 
-	if (likely(queue->chunk && lbio_may_use(queue->chunk->page)))
+	if (likely(queue->chunk && lbio_may_use(queue->chunk->pages[0])))
 		index = lbio_chunk_take(&queue->chunk->state, nr);
 	if (unlikely(index < 0)) {
 		lbio_pool_advance(queue);
-		if (!queue->chunk || !lbio_may_use(queue->chunk->page))
+		if (!queue->chunk || !lbio_may_use(queue->chunk->pages[0]))
 			return false;
 		nr = min(nr, lbio_chunk_left(&queue->chunk->state));
 		index = lbio_chunk_take(&queue->chunk->state, nr);
@@ -171,7 +178,7 @@ static __always_inline bool lbio_submit_page(struct lbio_io *io,
 
 	spin_lock(&queue->sq_lock);
 	chunk = queue->chunk;
-	if (unlikely(!queue->live || !chunk || !lbio_may_use(chunk->page)))
+	if (unlikely(!queue->live || !chunk || !lbio_may_use(chunk->pages[0])))
 		goto unlock;
 	shift = ns->lba_shift - SECTOR_SHIFT;
 	entry = lbio_ring_read_page(queue->ring, &chunk->state,

@@ -34,6 +34,7 @@ const char *const lbio_event_names[LBIO_NR_EVENTS] = {
 	[LBIO_EV_TIMEOUT] = "timeout",
 	[LBIO_EV_CHUNK] = "chunk",
 	[LBIO_EV_SMALL_CHUNK] = "small_chunk",
+	[LBIO_EV_SCATTERED] = "scattered",
 };
 
 static int lbio_show(struct seq_file *m, void *unused)

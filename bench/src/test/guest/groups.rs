@@ -124,6 +124,7 @@ const NO_IOMMU: Group = Group {
             fio_verify(f)
         }),
         ("lbio-serves-reads", lbio::serves_reads),
+        ("lbio-fragmented-memory", lbio::fragmented_memory),
     ],
     ..PLAIN
 };
@@ -131,7 +132,6 @@ const NO_IOMMU: Group = Group {
 const DEBUG: Group = Group {
     name: "guest/debug",
     variant: Variant::Debug,
-    iommu: Iommu::Strict,
     lbio: Lbio::Interrupts,
     cases: &[
         ("boots", boots),
@@ -142,6 +142,7 @@ const DEBUG: Group = Group {
         }),
         ("truncate-against-readers", truncate_against_readers),
         ("lbio-serves-reads", lbio::serves_reads),
+        ("lbio-fragmented-memory", lbio::fragmented_memory),
         (
             "lbio-changes-against-readers",
             lbio::changes_against_readers,
@@ -172,6 +173,7 @@ const LBIO_CASES: &[Case] = &[
     ("sleeps", lbio::sleeps),
     ("leaves-others-alone", lbio::leaves_others_alone),
     ("serves-longer-reads", lbio::serves_longer_reads),
+    ("fragmented-memory", lbio::fragmented_memory),
     ("sleeping-reader-is-killed", lbio::sleeping_reader_is_killed),
     ("errors-are-read-again", lbio::errors_are_read_again),
     ("lost-commands-reset", lbio::lost_commands_reset),
