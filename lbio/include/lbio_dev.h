@@ -7,6 +7,7 @@
 #define _LINUX_LBIO_DEV_H
 
 #include <linux/cpumask.h>
+#include <linux/err.h>
 #include <linux/fs.h>
 #include <linux/irqreturn.h>
 #include <linux/lbio.h>
@@ -18,6 +19,7 @@ struct folio_batch;
 struct gendisk;
 struct lbio_dev;
 struct lbio_queue;
+struct vm_fault;
 
 /* Entries of a queue; the submission queue is then one page. */
 #define LBIO_QUEUE_DEPTH	64
@@ -136,6 +138,7 @@ irqreturn_t lbio_irq(int irq, void *data);
 enum lbio_result lbio_read_miss(struct kiocb *iocb,
 				struct address_space *mapping, pgoff_t index,
 				pgoff_t nr, struct folio_batch *fbatch);
+struct folio *lbio_read_fault(struct vm_fault *vmf, struct file **fpin);
 
 #else /* !CONFIG_AIOS */
 
@@ -145,6 +148,12 @@ static inline enum lbio_result lbio_read_miss(struct kiocb *iocb,
 					      struct folio_batch *fbatch)
 {
 	return LBIO_NOT_READ;
+}
+
+static inline struct folio *lbio_read_fault(struct vm_fault *vmf,
+					    struct file **fpin)
+{
+	return ERR_PTR(-EAGAIN);
 }
 
 #endif /* !CONFIG_AIOS */

@@ -16,8 +16,8 @@
 #include <linux/workqueue.h>
 
 struct dentry;
-
 struct shrinker;
+struct vm_fault;
 
 extern unsigned long aios_poll_max_ns;
 
@@ -230,6 +230,8 @@ struct lbio_chunk {
 /**
  * struct lbio_io - a read of pages that are adjacent on the drive
  * @bdev: what is read
+ * @vmf: the fault that reads, or NULL; for nobody but the reader
+ * @fpin: of a fault: the file, if the fault's lock was dropped
  * @queue: where it was submitted; the reader may run elsewhere by now
  * @chunk: where the pages are from
  * @dma: bus address of the first page; the others follow it
@@ -244,6 +246,8 @@ struct lbio_chunk {
  */
 struct lbio_io {
 	struct block_device *bdev;
+	struct vm_fault *vmf;
+	struct file *fpin;
 	struct lbio_queue *queue;
 	struct lbio_chunk *chunk;
 	dma_addr_t dma;
@@ -356,7 +360,7 @@ void lbio_schedule_tick(struct lbio_queue *queue);
 #define LBIO_TOKEN_QUEUE	4
 
 void lbio_start_acct(struct lbio_io *io);
-unsigned int lbio_wait(struct lbio_io *io);
+int lbio_wait(struct lbio_io *io);
 void lbio_put_pages(struct lbio_io *io, unsigned int nr);
 void lbio_orphan_work(struct work_struct *work);
 

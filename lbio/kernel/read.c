@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * A buffered read that misses the page cache, without the block layer.
+ * A buffered read, or a fault, that misses the page cache, without the block
+ * layer.
  *
  * The order is: find where the page is, tell the drive, put the page into the
  * page cache and do whatever else needs doing while the drive works, wait
@@ -40,6 +41,12 @@
  *   his command (queue.c). What a read that fails for any reason leaves behind
  *   the ordinary path reads again, and reports what there is to report.
  *
+ * - Faults look at a folio again once they have it, as for any other they find:
+ *   under its lock they compare its mapping with the file's, and the page with
+ *   i_size, before it goes into a page table, and truncation unmaps what is in
+ *   there before it takes the lock. What may be written through a shared mapping
+ *   is of a file that is open for writing: the mapping keeps it so.
+ *
  * A folio that was inserted, and into which no read was sent, is removed from
  * the page cache before it is unlocked, as by truncation. One whose read failed,
  * or is not wanted, stays, not up to date. Who waited for it looks again.
@@ -47,7 +54,9 @@
 
 #include <linux/blkdev.h>
 #include <linux/cpuset.h>
+#include <linux/err.h>
 #include <linux/folio_batch.h>
+#include <linux/mm.h>
 #include <linux/pagemap.h>
 #include <linux/sched.h>
 #include <linux/timekeeping.h>
@@ -490,6 +499,88 @@ static bool lbio_pass_on(struct lbio_io *io, unsigned int good,
 	return first;
 }
 
+/*
+ * Sends a read of @nr pages from @index on, or of fewer, and does what can be done
+ * while the drive works. Returns whether there is one to wait for. @io has the
+ * block device.
+ */
+static __always_inline bool lbio_begin(struct lbio_io *io,
+				       struct address_space *mapping,
+				       pgoff_t index, pgoff_t nr)
+{
+	/* All that is read of it is written before. */
+	struct lbio_extent extent __uninitialized;
+	const struct lbio_ns *ns;
+	struct request_queue *q;
+	struct lbio_dev *dev;
+	enum lbio_event why;
+
+	/*
+	 * From here on reset, removal and reformatting wait for this read, which
+	 * therefore must not wait for other I/O of the drive, as reclaim may:
+	 * what allocates does without it (NOIO).
+	 */
+	q = bdev_get_queue(io->bdev);
+	why = LBIO_EV_FROZEN;
+	if (unlikely(!percpu_ref_tryget_live(&q->q_usage_counter)))
+		goto refuse;
+	why = LBIO_EV_NO_DEV;
+	dev = lbio_find_ns(io->bdev, &ns);
+	if (!dev)
+		goto put_queue;
+	why = LBIO_EV_SHARED;
+	if (unlikely(lbio_is_watched(q)))
+		goto put_queue;
+	why = LBIO_EV_STOPPED;
+	io->queue = raw_cpu_read(*dev->map);
+	if (unlikely(!io->queue))
+		goto put_queue;
+	/* Unmapped one by one they would cost more than by the ordinary path. */
+	why = LBIO_EV_NO_PAGE;
+	if (unlikely(nr > 1 && !dev->lazy))
+		goto put_queue;
+	why = LBIO_EV_INVALIDATING;
+	if (unlikely(!filemap_invalidate_trylock_shared(mapping)))
+		goto put_queue;
+	why = LBIO_EV_UNMAPPED;
+	if (unlikely(!lbio_map(mapping->host, index, &extent)))
+		goto unlock;
+	if (unlikely(nr > 1))
+		nr = lbio_limit(io->bdev, extent.sector,
+				min(nr, extent.pages));
+	if (unlikely(extent.sector + nr * PAGE_SECTORS >
+		     bdev_nr_sectors(io->bdev)))
+		goto unlock;
+
+	io->inserted = 0;
+	io->valid = false;
+	io->low = false;
+	io->thrashing = false;
+	if (unlikely(!lbio_start(io, ns, &extent, mapping, index, nr))) {
+		filemap_invalidate_unlock_shared(mapping);
+		if (io->low)
+			lbio_pool_refill(io->queue);
+		lbio_exit_queue(io->bdev);
+		return false;
+	}
+	filemap_invalidate_unlock_shared(mapping);
+
+	/* The drive is at work. */
+	lbio_start_acct(io);
+	if (unlikely(!list_empty_careful(&io->queue->full)))
+		lbio_pool_unmap_idle(io->queue);
+	if (unlikely(io->low))
+		lbio_pool_refill(io->queue);
+	return true;
+
+unlock:
+	filemap_invalidate_unlock_shared(mapping);
+put_queue:
+	lbio_exit_queue(io->bdev);
+refuse:
+	return lbio_refuse(mapping->host, index, why);
+}
+
 /**
  * lbio_read_miss - read pages that are not in the page cache
  * @iocb: a buffered read, whose file opted in
@@ -506,94 +597,68 @@ enum lbio_result lbio_read_miss(struct kiocb *iocb,
 				struct address_space *mapping, pgoff_t index,
 				pgoff_t nr, struct folio_batch *fbatch)
 {
-	/* All that is read of these is written before. */
-	struct lbio_extent extent __uninitialized;
-	const struct lbio_ns *ns;
-	struct lbio_dev *dev;
+	/* All that is read of it is written before. */
 	struct lbio_io io __uninitialized;
-	struct request_queue *q;
-	enum lbio_event why;
-	unsigned int good;
 	bool accessed;
+	int good;
 
 	io.bdev = mapping->host->i_sb->s_bdev;
 	if ((iocb->ki_flags & (IOCB_NOWAIT | IOCB_NOIO | IOCB_WAITQ |
 			       IOCB_DONTCACHE)) ||
 	    !io.bdev || !lbio_may_map(iocb->ki_filp))
 		return LBIO_NOT_READ;
-	why = LBIO_EV_SEQUENTIAL;
-	if (lbio_is_sequential(iocb->ki_filp, mapping, index, nr))
-		goto refuse;
-
-	/*
-	 * From here on reset, removal and reformatting wait for this read, which
-	 * therefore must not wait for other I/O of the drive, as reclaim may:
-	 * what allocates does without it (NOIO).
-	 */
-	q = bdev_get_queue(io.bdev);
-	why = LBIO_EV_FROZEN;
-	if (unlikely(!percpu_ref_tryget_live(&q->q_usage_counter)))
-		goto refuse;
-	why = LBIO_EV_NO_DEV;
-	dev = lbio_find_ns(io.bdev, &ns);
-	if (!dev)
-		goto put_queue;
-	why = LBIO_EV_SHARED;
-	if (unlikely(lbio_is_watched(q)))
-		goto put_queue;
-	why = LBIO_EV_STOPPED;
-	io.queue = raw_cpu_read(*dev->map);
-	if (unlikely(!io.queue))
-		goto put_queue;
-	/* Unmapped one by one they would cost more than by the ordinary path. */
-	why = LBIO_EV_NO_PAGE;
-	if (unlikely(nr > 1 && !dev->lazy))
-		goto put_queue;
-	why = LBIO_EV_INVALIDATING;
-	if (unlikely(!filemap_invalidate_trylock_shared(mapping)))
-		goto put_queue;
-	why = LBIO_EV_UNMAPPED;
-	if (unlikely(!lbio_map(mapping->host, index, &extent)))
-		goto unlock;
-	if (unlikely(nr > 1))
-		nr = lbio_limit(io.bdev, extent.sector,
-				min(nr, extent.pages));
-	if (unlikely(extent.sector + nr * PAGE_SECTORS >
-		     bdev_nr_sectors(io.bdev)))
-		goto unlock;
-
-	io.inserted = 0;
-	io.valid = false;
-	io.low = false;
-	io.thrashing = false;
-	if (unlikely(!lbio_start(&io, ns, &extent, mapping, index, nr))) {
-		filemap_invalidate_unlock_shared(mapping);
-		if (io.low)
-			lbio_pool_refill(io.queue);
-		lbio_exit_queue(io.bdev);
+	if (lbio_is_sequential(iocb->ki_filp, mapping, index, nr)) {
+		lbio_refuse(mapping->host, index, LBIO_EV_SEQUENTIAL);
 		return LBIO_NOT_READ;
 	}
-	filemap_invalidate_unlock_shared(mapping);
-
-	/* The drive is at work. */
-	lbio_start_acct(&io);
+	io.vmf = NULL;
+	if (unlikely(!lbio_begin(&io, mapping, index, nr)))
+		return LBIO_NOT_READ;
 	/* Updating it may wait for the journal, and so for the drive. */
 	accessed = lbio_is_accessed(iocb->ki_filp, mapping->host);
-	if (unlikely(!list_empty_careful(&io.queue->full)))
-		lbio_pool_unmap_idle(io.queue);
-	if (unlikely(io.low))
-		lbio_pool_refill(io.queue);
 
 	good = lbio_wait(&io);
-	if (unlikely(!lbio_pass_on(&io, good, fbatch)))
+	if (unlikely(good <= 0 || !lbio_pass_on(&io, good, fbatch)))
 		return LBIO_NOT_READ;
 	return accessed ? LBIO_READ_ACCESSED : LBIO_READ;
+}
 
-unlock:
-	filemap_invalidate_unlock_shared(mapping);
-put_queue:
-	lbio_exit_queue(io.bdev);
-refuse:
-	lbio_refuse(mapping->host, index, why);
-	return LBIO_NOT_READ;
+/**
+ * lbio_read_fault - read the page of a fault that is not in the page cache
+ * @vmf: the fault, of a file that opted in
+ * @fpin: %NULL; gets the file, with a reference for the caller, if the fault's
+ * lock was dropped and the fault has to be made again
+ *
+ * Return: the page's folio, up to date, not locked, with a reference for the
+ * caller; -EAGAIN if the ordinary path has to read, for whatever reason; -EINTR if
+ * the task was killed meanwhile: then the fault's lock is dropped, with @fpin or
+ * without.
+ */
+struct folio *lbio_read_fault(struct vm_fault *vmf, struct file **fpin)
+{
+	struct file *file = vmf->vma->vm_file;
+	struct address_space *mapping = file->f_mapping;
+	/* All that is read of it is written before. */
+	struct lbio_io io __uninitialized;
+	int good;
+
+	io.bdev = mapping->host->i_sb->s_bdev;
+	if ((vmf->flags & FAULT_FLAG_RETRY_NOWAIT) || !io.bdev ||
+	    !lbio_may_map(file))
+		return ERR_PTR(-EAGAIN);
+	io.vmf = vmf;
+	io.fpin = NULL;
+	if (unlikely(!lbio_begin(&io, mapping, vmf->pgoff, 1)))
+		return ERR_PTR(-EAGAIN);
+
+	good = lbio_wait(&io);
+	*fpin = io.fpin;
+	if (likely(good > 0))
+		return lbio_folio(&io, 0);
+	if (!good)
+		return ERR_PTR(-EAGAIN);
+	/* Handlers of faults look for fatal signals if they have no lock only. */
+	if (!io.fpin)
+		release_fault_lock(vmf);
+	return ERR_PTR(-EINTR);
 }

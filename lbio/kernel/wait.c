@@ -9,6 +9,15 @@
  * the file or its file system away waits for them as for any folio under read,
  * and whoever takes the drive away waits for the usage counter that the read
  * keeps.
+ *
+ * A fault comes with a lock, its VMA's or the process's mmap_lock, shared. Who
+ * wants to change mappings waits for it, and everybody else of the process behind
+ * him. So nobody sleeps with it: it is dropped before, by the ordinary path's
+ * means, and the fault is made again when the page is there. That is a second walk
+ * through the fault handler, of more instructions than all of the read. While the
+ * fault spins it keeps the lock: not for longer than poll_max_ns, and until
+ * somebody waits for it. Where it may not be dropped (a second attempt, a caller
+ * who does not retry) it is kept asleep, too, as the ordinary path does.
  */
 
 #include <linux/blkdev.h>
@@ -16,6 +25,8 @@
 #include <linux/delay.h>
 #include <linux/delayacct.h>
 #include <linux/dma-mapping.h>
+#include <linux/mm.h>
+#include <linux/mmap_lock.h>
 #include <linux/pagemap.h>
 #include <linux/part_stat.h>
 #include <linux/psi.h>
@@ -211,6 +222,29 @@ static bool lbio_abandon(struct lbio_io *io)
 	return left;
 }
 
+/* Whether somebody waits for the lock that the fault holds. */
+static bool lbio_fault_is_contended(const struct vm_fault *vmf)
+{
+#ifdef CONFIG_PER_VMA_LOCK
+	if (vmf->flags & FAULT_FLAG_VMA_LOCK)
+		return refcount_read(&vmf->vma->vm_refcnt) &
+		       VM_REFCNT_EXCLUDE_READERS_FLAG;
+#endif
+	return mmap_lock_is_contended(vmf->vma->vm_mm);
+}
+
+/*
+ * Drops the fault's lock, if the fault can be made again. The file is kept: the
+ * mapping may be gone now.
+ */
+static void lbio_unlock_fault(struct lbio_io *io)
+{
+	if (!fault_flag_allow_retry_first(io->vmf->flags))
+		return;
+	io->fpin = get_file(io->vmf->vma->vm_file);
+	release_fault_lock(io->vmf);
+}
+
 /*
  * The waiting loop, in a function of its own so that a profile tells waiting
  * from working. Returns the status, or -EINPROGRESS.
@@ -230,10 +264,23 @@ static noinline int lbio_spin_slot(struct lbio_io *io, struct aios_poll *poll)
 		if (need_resched() || signal_pending(current) ||
 		    !single_task_running())
 			return status;
+		if (io->vmf && lbio_fault_is_contended(io->vmf))
+			return status;
 		if (aios_poll_is_over(poll))
 			return status;
 		aios_spin_relax();
 	}
+}
+
+/*
+ * Whether the reader may leave the read behind. What is not in the page cache is
+ * for him alone to end: nobody who takes the file system away would wait for it.
+ * Not every fault has a caller who can go back.
+ */
+static bool lbio_is_killable(const struct lbio_io *io)
+{
+	return io->inserted &&
+	       (!io->vmf || (io->vmf->flags & FAULT_FLAG_KILLABLE));
 }
 
 /*
@@ -254,11 +301,9 @@ static int lbio_sleep(struct lbio_io *io, struct aios_poll *poll)
 		return status;
 	lbio_count(LBIO_EV_SLEPT);
 	aios_poll_sleep(poll);
-	/*
-	 * What is not in the page cache is for the reader alone to end: nobody
-	 * who takes the file system away would wait for it.
-	 */
-	state = io->inserted ? TASK_KILLABLE : TASK_UNINTERRUPTIBLE;
+	if (io->vmf)
+		lbio_unlock_fault(io);
+	state = lbio_is_killable(io) ? TASK_KILLABLE : TASK_UNINTERRUPTIBLE;
 	for (;;) {
 		if (!queue->polled)
 			set_current_state(state);
@@ -326,10 +371,10 @@ static noinline int lbio_wait_thrashing(struct lbio_io *io)
  * @io: the read
  *
  * Return: the pages that may be seen, as bits, to each of which the caller has
- * a reference. None if the read failed, is not wanted, or was left behind by a
- * reader who was killed.
+ * a reference. None if the read failed or is not wanted; -EINTR if the reader was
+ * killed and left it behind.
  */
-unsigned int lbio_wait(struct lbio_io *io)
+int lbio_wait(struct lbio_io *io)
 {
 	int status;
 
@@ -338,6 +383,6 @@ unsigned int lbio_wait(struct lbio_io *io)
 	else
 		status = lbio_wait_slot(io);
 	if (unlikely(status == -EINTR))
-		return 0;
+		return status;
 	return lbio_finish(io, status);
 }

@@ -3,6 +3,8 @@
 //! markers of measured operations, and the result of a workload.
 
 pub mod crash;
+pub mod faults;
+mod mapping;
 pub mod marker;
 pub mod protocol;
 pub mod race;

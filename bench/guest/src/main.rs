@@ -2,14 +2,15 @@
 //! Init and agent of the measured guest, and its small workloads.
 //!
 //! As process 1 it builds the guest's root and serves the harness; called by
-//! hand, `aios-guest work …`, `aios-guest race …` and `aios-guest sync …` run a
-//! workload and print one line of JSON.
+//! hand, `aios-guest work …`, `… race`, `… faults` and `… sync` run a workload and
+//! print one line of JSON.
 
 mod agent;
 mod init;
 mod sys;
 
 use aios_guest::crash::Crash;
+use aios_guest::faults::Faults;
 use aios_guest::race::Race;
 use aios_guest::sync::Sync;
 use aios_guest::work::Work;
@@ -35,6 +36,8 @@ enum Command {
     Work(Work),
     /// Let readers race with writers, and check that none sees stale data.
     Race(Race),
+    /// Touch pages of a mapped file, and check what is in them.
+    Faults(Faults),
     /// Carry out a plan of the crash explorer.
     Crash(Crash),
     /// Make synced changes that can be checked after a crash.
@@ -54,6 +57,7 @@ fn main() -> ExitCode {
     let printed = match Cli::parse().command {
         Command::Work(work) => report(work.run()),
         Command::Race(race) => report(race.run()),
+        Command::Faults(faults) => report(faults.run()),
         Command::Crash(crash) => report(crash.run()),
         Command::Sync(sync) => report(sync.run()),
     };

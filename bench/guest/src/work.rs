@@ -1,6 +1,11 @@
 // SPDX-License-Identifier: MIT
 //! Small single-threaded workloads with marked operations, and their result.
 
+use crate::mapping::{
+    Access,
+    Mapping,
+    PAGE, //
+};
 use crate::marker::{
     self,
     mark, //
@@ -41,6 +46,8 @@ pub enum Kind {
     Randread,
     /// Read a block at a random offset that is in the page cache.
     RandreadHit,
+    /// Touch a page of a mapping at a random offset; no page twice.
+    RandreadMmap,
     /// Read the next block.
     Seqread,
     /// Overwrite a random block, then fdatasync.
@@ -55,7 +62,10 @@ pub enum Kind {
 
 impl Kind {
     fn reads(self) -> bool {
-        matches!(self, Self::Randread | Self::RandreadHit | Self::Seqread)
+        matches!(
+            self,
+            Self::Randread | Self::RandreadHit | Self::RandreadMmap | Self::Seqread
+        )
     }
 
     fn appends(self) -> bool {
@@ -168,6 +178,7 @@ impl Work {
             // As fio does: no readahead heuristics at every read.
             self.advise(&file, libc::POSIX_FADV_RANDOM)?;
         }
+        let mapping = self.map(&file, blocks)?;
 
         let permutation = Permutation::new(blocks, self.seed);
         let end = self.len(&file)?;
@@ -175,6 +186,7 @@ impl Work {
             let block = match self.kind {
                 Kind::Randread
                 | Kind::RandreadHit
+                | Kind::RandreadMmap
                 | Kind::OverwriteFdatasync
                 | Kind::OverwriteFsync => permutation.at(op),
                 Kind::Seqread => op,
@@ -191,13 +203,17 @@ impl Work {
                 self.operate(&file, offset(op), op, buffer.bytes())?;
             }
         }
+        let mut operate = |op| match &mapping {
+            Some(mapping) => Ok(touch(mapping, offset(op))),
+            None => self.operate(&file, offset(op), op, buffer.bytes()),
+        };
         for op in 0..u64::from(self.warmup) {
-            self.operate(&file, offset(op), op, buffer.bytes())?;
+            operate(op)?;
         }
         let start = Instant::now();
         mark::<{ marker::WINDOW_BEGIN }>();
         for (op, latency) in (u64::from(self.warmup)..).zip(&mut latency) {
-            *latency = self.operate(&file, offset(op), op, buffer.bytes())?;
+            *latency = operate(op)?;
         }
         mark::<{ marker::WINDOW_END }>();
         let elapsed_ns = nanoseconds(start);
@@ -280,6 +296,11 @@ impl Work {
         if self.direct && !self.bs.is_multiple_of(512) {
             return invalid("--direct wants a --bs that is a multiple of 512");
         }
+        if self.kind == Kind::RandreadMmap && (self.direct || self.bs as usize != PAGE) {
+            return invalid(
+                "randread-mmap is of pages, and of the page cache: no --bs, no --direct",
+            );
+        }
         if self.kind.reads() && self.mark.is_some() {
             return invalid("--mark is for writing workloads");
         }
@@ -331,14 +352,21 @@ impl Work {
         Ok(blocks)
     }
 
+    /// Maps the blocks, for a workload that touches them.
+    fn map(&self, file: &File, blocks: u64) -> Result<Option<Mapping>> {
+        if self.kind != Kind::RandreadMmap {
+            return Ok(None);
+        }
+        let len = usize::try_from(blocks * PAGE as u64).unwrap_or(usize::MAX);
+        let mapping = Mapping::new(file, 0, len, Access::Read);
+        let mapping = self.at("map", mapping)?;
+        self.at("advise on", mapping.advise_random())?;
+        Ok(Some(mapping))
+    }
+
     /// Tells the kernel how the whole file will be used.
     fn advise(&self, file: &File, advice: libc::c_int) -> Result<()> {
-        // SAFETY: Plain system call on an open descriptor.
-        let result = unsafe { libc::posix_fadvise(file.as_raw_fd(), 0, 0, advice) };
-        if result != 0 {
-            return self.at("advise on", Err(io::Error::from_raw_os_error(result)));
-        }
-        Ok(())
+        self.at("advise on", advise(file, advice))
     }
 
     fn drop_cache(&self, file: &File) -> Result<()> {
@@ -358,6 +386,26 @@ impl Work {
             path: self.file.clone(),
             source,
         })
+    }
+}
+
+/// Touches a page, the operation; its latency in ns.
+fn touch(mapping: &Mapping, offset: u64) -> u64 {
+    let at = usize::try_from(offset).unwrap_or(usize::MAX);
+    let start = Instant::now();
+    mark::<{ marker::OP_BEGIN }>();
+    let byte = mapping.byte(at);
+    mark::<{ marker::OP_END }>();
+    std::hint::black_box(byte);
+    nanoseconds(start)
+}
+
+/// Tells the kernel how the whole of `file` will be used.
+pub(crate) fn advise(file: &File, advice: libc::c_int) -> io::Result<()> {
+    // SAFETY: Plain system call on an open descriptor.
+    match unsafe { libc::posix_fadvise(file.as_raw_fd(), 0, 0, advice) } {
+        0 => Ok(()),
+        error => Err(io::Error::from_raw_os_error(error)),
     }
 }
 
@@ -409,14 +457,14 @@ impl AlignedBuffer {
 /// A seeded permutation of `0..n`: an invertible mix of the smallest power of
 /// two that holds `n`, walked until it lands below `n`.
 #[derive(Debug)]
-struct Permutation {
+pub(crate) struct Permutation {
     n: u64,
     bits: u32,
     keys: [u64; 3],
 }
 
 impl Permutation {
-    fn new(n: u64, seed: u64) -> Self {
+    pub(crate) fn new(n: u64, seed: u64) -> Self {
         let bits = (u64::BITS - n.saturating_sub(1).leading_zeros()).max(2);
         let mut state = seed;
         let keys = [(); 3].map(|()| split_mix(&mut state));
@@ -424,7 +472,7 @@ impl Permutation {
     }
 
     /// Element `i` of the permutation; `i < n`.
-    fn at(&self, i: u64) -> u64 {
+    pub(crate) fn at(&self, i: u64) -> u64 {
         let mut x = i;
         loop {
             x = self.mix(x);

@@ -19,6 +19,9 @@ pub(crate) enum Workload {
     /// pread of 4 KiB at a random offset, in the page cache.
     #[value(name = "randread-4k-hit")]
     RandreadHit,
+    /// Touching a page of a mapping at a random offset, not in the page cache.
+    #[value(name = "randread-4k-mmap")]
+    RandreadMmap,
     /// The fdatasync after overwriting 4 KiB.
     #[value(name = "overwrite-4k-fdatasync")]
     OverwriteFdatasync,
@@ -57,6 +60,7 @@ impl Workload {
                 | Self::RandreadDirect
                 | Self::Randread16Buffered
                 | Self::RandreadHit
+                | Self::RandreadMmap
         )
     }
 
@@ -73,6 +77,7 @@ impl Workload {
             Self::RandreadDirect => "randread --bs 4096 --direct",
             Self::Randread16Buffered => "randread --bs 16384",
             Self::RandreadHit => "randread-hit --bs 4096",
+            Self::RandreadMmap => "randread-mmap --bs 4096",
             Self::OverwriteFdatasync => "overwrite-fdatasync --bs 4096 --mark sync",
             Self::OverwriteFsync => "overwrite-fsync --bs 4096 --mark sync",
             Self::AppendFsync => "append-fsync --bs 4096 --mark sync",

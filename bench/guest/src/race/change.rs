@@ -11,6 +11,10 @@ use super::{
     Rng,
     SECTOR, //
 };
+use crate::mapping::{
+    Access,
+    Mapping, //
+};
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
@@ -136,28 +140,11 @@ impl Race {
     /// Writes a block through a shared mapping.
     fn write_mapped(&self, file: &File, blocks: &[Block], index: u64) -> Result<()> {
         self.renew(blocks, index, "write by mmap to", |data| {
-            // SAFETY: A new mapping anywhere, of an open file.
-            let page = unsafe {
-                libc::mmap(
-                    std::ptr::null_mut(),
-                    BLOCK,
-                    libc::PROT_READ | libc::PROT_WRITE,
-                    libc::MAP_SHARED,
-                    file.as_raw_fd(),
-                    (index * BLOCK as u64) as libc::off_t,
-                )
-            };
-            if page == libc::MAP_FAILED {
-                return Err(io::Error::last_os_error());
-            }
-            // SAFETY: The mapping is that long and nobody else's; only this
-            // thread makes the file shorter, so it is there.
-            unsafe { std::ptr::copy_nonoverlapping(data.as_ptr(), page.cast::<u8>(), BLOCK) };
-            // SAFETY: The mapping made above, used no more.
-            match unsafe { libc::munmap(page, BLOCK) } {
-                0 => Ok(()),
-                _ => Err(io::Error::last_os_error()),
-            }
+            // Of one page, so that the fault reads no others.
+            let mut page = Mapping::new(file, index * BLOCK as u64, BLOCK, Access::Shared)?;
+            page.advise_random()?;
+            page.write(0, data);
+            Ok(())
         })
     }
 

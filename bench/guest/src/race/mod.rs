@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
-//! Readers against a writer that rewrites (buffered, direct, by mmap), punches,
-//! truncates, and collapses and inserts ranges, and against eviction and
-//! shrinkers: no reader may see data older than what was done before its read
-//! began.
+//! Readers, by system call and by mmap, against a writer that rewrites (buffered,
+//! direct, by mmap), punches, truncates, and collapses and inserts ranges, and
+//! against eviction and shrinkers: no reader may see data older than what was
+//! done before its read began.
 //!
 //! Every 512 bytes say which block they belong to and which generation of that
 //! block wrote them, so that content proves its own age. A generation is one
@@ -22,6 +22,10 @@
 
 mod change;
 
+use crate::mapping::{
+    Access,
+    Mapping, //
+};
 use serde::Serialize;
 use std::fs::File;
 use std::io;
@@ -61,6 +65,9 @@ pub struct Race {
     /// Reading threads.
     #[arg(long, default_value_t = 2)]
     pub readers: u32,
+    /// Threads that read by mmap, besides.
+    #[arg(long, default_value_t = 0)]
+    pub mapped_readers: u32,
     /// How long, in seconds.
     #[arg(long, default_value_t = 10)]
     pub seconds: u64,
@@ -203,15 +210,25 @@ impl Race {
         let go_on = || !stop.load(SeqCst) && Instant::now() < end;
 
         thread::scope(|scope| {
-            for reader in 0..self.readers {
+            for reader in 0..self.readers + self.mapped_readers {
                 let (blocks, reads, fail, go_on) = (&blocks, &reads, &fail, &go_on);
                 scope.spawn(move || {
                     let mut rng =
                         Rng(self.seed ^ (u64::from(reader) + 1).wrapping_mul(0x9e37_79b9));
                     let result = self.open("open", |options| options).and_then(|file| {
                         while go_on() {
+                            let index = rng.below(count);
                             let length = 1 + rng.below(self.blocks);
-                            self.read(&file, blocks, rng.below(count), length)?;
+                            if reader < self.readers {
+                                self.read(blocks, index, length, |at, data| {
+                                    file.read_at(data, at).map(drop)
+                                })?;
+                            } else {
+                                let how = rng.below(4);
+                                self.read(blocks, index, length, |at, data| {
+                                    read_mapped(&file, at, data, how)
+                                })?;
+                            }
                             reads.fetch_add(1, SeqCst);
                         }
                         Ok(())
@@ -276,9 +293,15 @@ impl Race {
         }
     }
 
-    /// Reads `length` blocks from block `index` on, as far as there are any, until
-    /// what is there is what may be seen.
-    fn read(&self, file: &File, blocks: &[Block], index: u64, length: u64) -> Result<()> {
+    /// Reads `length` blocks from block `index` on, as far as there are any, with
+    /// `fetch`, until what is there is what may be seen.
+    fn read(
+        &self,
+        blocks: &[Block],
+        index: u64,
+        length: u64,
+        fetch: impl Fn(u64, &mut [u8]) -> io::Result<()>,
+    ) -> Result<()> {
         let end = index.saturating_add(length).min(blocks.len() as u64);
         let Some(range) = blocks.get(index as usize..end as usize) else {
             return Ok(());
@@ -291,7 +314,7 @@ impl Race {
                 .map(|block| (block.done.load(SeqCst), block.moves.load(SeqCst)))
                 .collect();
             buffer.fill(0);
-            file.read_at(&mut buffer, index * BLOCK as u64)
+            fetch(index * BLOCK as u64, &mut buffer)
                 .map_err(|source| self.error("read", source))?;
             let mut again = false;
             for (((number, block), (done, moves)), data) in
@@ -317,6 +340,30 @@ impl Race {
             }
         }
     }
+}
+
+/// Reads by faults, through a mapping of its own. Every fourth is not advised to
+/// be random, so that reading around takes part; every other one writes to private
+/// copies of the pages first, where there are zeros anyway.
+fn read_mapped(file: &File, at: u64, data: &mut [u8], how: u64) -> io::Result<()> {
+    let copies = how % 2 == 1;
+    let access = if copies {
+        Access::Private
+    } else {
+        Access::Read
+    };
+    let mut mapping = Mapping::new(file, at, data.len(), access)?;
+    if how != 0 {
+        mapping.advise_random()?;
+    }
+    mapping.beyond_the_end(|mapping| {
+        if copies {
+            for end in (BLOCK..=data.len()).step_by(BLOCK) {
+                mapping.write(end - 1, &[0]);
+            }
+        }
+        mapping.read(data);
+    })
 }
 
 #[cfg(test)]
@@ -372,6 +419,7 @@ mod tests {
             file: file.clone(),
             size: 16 * BLOCK as u64,
             readers: 2,
+            mapped_readers: 2,
             seconds: 1,
             seed: 3,
             reopen: true,

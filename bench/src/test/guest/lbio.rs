@@ -172,6 +172,136 @@ pub(super) fn sleeping_reader_is_killed(f: &mut Fixture) -> Result<()> {
     .map(drop)
 }
 
+/// 900 faults of pages that are not cached: a third each reads, writes to private
+/// copies, and writes to the file; and of the last third again, if those pages can be
+/// dropped so soon. The program makes the file, and checks what it finds in the pages.
+const FAULTS: &str = "/aios-guest faults --file /mnt/t/faults --pages 2048 --count 300 --seed 8";
+
+/// Faults of what is read at random are LBIO's, whoever says so.
+pub(super) fn serves_faults(f: &mut Fixture) -> Result<()> {
+    f.mount("aios", true, 100_000_000)?;
+    let majors = "awk '$1 == \"pgmajfault\" { print $2 }' /proc/vmstat";
+    for advice in ["mapping", "file"] {
+        let early = f.lbio("early")?;
+        let before = number(&f.sh(majors)?)?;
+        let served = f.lbio_during("read", |f| {
+            f.sh(&format!("{FAULTS} --advice {advice}")).map(drop)
+        })?;
+        let majors = number(&f.sh(majors)?)? - before;
+        let early = f.lbio("early")? - early;
+        check(served >= 800 && early >= 250 && majors >= served, || {
+            format!(
+                "900 faults, advice for {advice}: {served} served, {early} early, {majors} major"
+            )
+        })?;
+    }
+    Ok(())
+}
+
+/// What is read around is none of LBIO's, until that turns out to be in vain; nor
+/// is anything without opting in.
+pub(super) fn leaves_other_faults_alone(f: &mut Fixture) -> Result<()> {
+    f.mount("aios", true, 100_000_000)?;
+    let around = f.lbio_during("read", |f| {
+        f.sh(&format!("{FAULTS} --advice none")).map(drop)
+    })?;
+    // One page around each: a miss is never followed by a hit.
+    let knob = "/sys/block/nvme0n1/queue/read_ahead_kb";
+    let usual = f.sh(&format!("cat {knob}; echo 4 > {knob}"))?;
+    let in_vain = f.lbio_during("read", |f| {
+        f.sh(&format!("{FAULTS} --advice none")).map(drop)
+    });
+    f.sh(&format!("echo {} > {knob}", usual.trim()))?;
+    let in_vain = in_vain?;
+    f.mount("noaios", true, 100_000_000)?;
+    let others = f.lbio_during("read", |f| f.sh(FAULTS).map(drop))?;
+    check(
+        around == 0 && (450..=850).contains(&in_vain) && others == 0,
+        || format!("served: {around} read around, {in_vain} in vain, {others} not opted in"),
+    )
+}
+
+/// Without spinning each fault drops its lock, and is made again.
+pub(super) fn faults_sleep(f: &mut Fixture) -> Result<()> {
+    f.mount("aios", true, 0)?;
+    let slept = f.lbio_during("slept", |f| f.sh(FAULTS).map(drop))?;
+    check(slept >= 600, || format!("900 faults, {slept} asleep"))
+}
+
+/// A task that sleeps in a fault is killed at once, and the page comes all the same.
+pub(super) fn sleeping_fault_is_killed(f: &mut Fixture) -> Result<()> {
+    f.mount("aios", true, 0)?;
+    f.sh("cat /mnt/t/data >/dev/null")?;
+    f.set_latency(6000)?;
+    let begin = Instant::now();
+    let killed = f.lbio_during("killed", |f| {
+        f.sh(
+            "dd if=/mnt/t/data iflag=nocache count=0 2>/dev/null; pids=; \
+             for page in 2100 3100; do \
+                 taskset -c 0 /aios-guest faults --file /mnt/t/data --touch $page </dev/null & \
+                 pids=\"$pids $!\"; \
+                 for i in $(seq 100); do \
+                     grep -q '(aios-guest) D' /proc/$!/stat && break; sleep 0.1; done; \
+                 sleep 0.2; done; \
+             for pid in $pids; do kill -KILL $pid; code=0; \
+                 wait $pid || code=$?; [ $code = 137 ]; done",
+        )
+        .map(drop)
+    });
+    let elapsed = begin.elapsed();
+    f.set_latency(0)?;
+    let killed = killed?;
+    check(
+        (1..=2).contains(&killed) && elapsed < Duration::from_millis(5000),
+        || format!("a drive of 6 s, {elapsed:?} to kill faults, {killed} of them LBIO's"),
+    )?;
+    f.sh(
+        "a=$(dd if=/mnt/t/data bs=4096 count=1 skip=3100 2>/dev/null | md5sum); \
+         b=$(dd if=/mnt/t/data bs=4096 count=1 skip=3100 iflag=direct 2>/dev/null | md5sum); \
+         [ \"$a\" = \"$b\" ]; umount /mnt/t; \
+         echo 1 > /sys/class/nvme/nvme0/reset_controller",
+    )
+    .map(drop)
+}
+
+/// Every read of LBIO's fails: each fault is read again, and shows what it should.
+/// Where the drive cannot be read at all, faults get what they always got.
+pub(super) fn failed_faults_are_read_again(f: &mut Fixture) -> Result<()> {
+    f.mount("aios,errors=continue", true, 100_000_000)?;
+    f.sh("echo 1 > /sys/kernel/debug/aios/lbio_fail_every")?;
+    let failed = f.lbio_during("error", |f| f.sh(FAULTS).map(drop));
+    f.sh("echo 0 > /sys/kernel/debug/aios/lbio_fail_every")?;
+    let failed = failed?;
+    check(failed >= 800, || format!("{failed} of 900 faults failed"))?;
+    // Without a drive: a bus error, 128 + 7.
+    f.sh(
+        "cat /mnt/t/data >/dev/null; dd if=/mnt/t/data iflag=nocache count=0 2>/dev/null; \
+         dev=$(readlink -f /sys/class/nvme/nvme0/device); code=0; \
+         (sleep 2; echo 1 > $dev/remove) | \
+             /aios-guest faults --file /mnt/t/data --touch 2222 || code=$?; \
+         umount /mnt/t; echo 1 > /sys/bus/pci/rescan; \
+         for i in $(seq 100); do test -b /dev/nvme0n1 && break; sleep 0.1; done; \
+         test -b /dev/nvme0n1; [ $code = 135 ] || { echo \"ended with $code\"; exit 1; }",
+    )
+    .map(drop)
+}
+
+/// As [`changes_against_readers`], with readers by mmap.
+pub(super) fn changes_against_faults(f: &mut Fixture) -> Result<()> {
+    f.mount("aios", true, 100_000_000)?;
+    for (mode, event) in [("", "early"), ("--reopen", "read")] {
+        let served = f.lbio_during(event, |f| {
+            f.sh(&format!(
+                "/aios-guest race --file /mnt/t/race --size 1048576 --readers 0 \
+                 --mapped-readers 3 --seconds 7 --seed 21 --blocks 3 --reclaim {mode}"
+            ))
+            .map(drop)
+        })?;
+        check(served > 0, || format!("race {mode}: nothing {event}"))?;
+    }
+    Ok(())
+}
+
 /// One read of a few fails: no reader notices.
 pub(super) fn errors_are_read_again(f: &mut Fixture) -> Result<()> {
     f.mount("aios", true, 100_000_000)?;
