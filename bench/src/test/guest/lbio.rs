@@ -128,23 +128,28 @@ pub(super) fn fragmented_memory(f: &mut Fixture) -> Result<()> {
     })
 }
 
+/// Reads page `$page` of the file by read().
+const READ_PAGE: &str = "dd if=/mnt/t/data of=/dev/null bs=4096 count=1 skip=$page 2>/dev/null";
+
+/// As [`READ_PAGE`], by a fault.
+const TOUCH_PAGE: &str = "/aios-guest faults --file /mnt/t/data --touch $page </dev/null";
+
 /// A script's readers of one of `pages` each, in `$pids`, asleep, of a drive that is
 /// slow and a file that is not cached. The first may find no pages in the CPU's pool,
 /// and fetches some, which are gone half a second later: so they all begin at once.
-fn readers(pages: &str) -> String {
+fn readers(read: &str, pages: &str) -> String {
     format!(
         "dd if=/mnt/t/data iflag=nocache count=0 2>/dev/null; pids=; \
-         for page in {pages}; do \
-             taskset -c 0 dd if=/mnt/t/data of=/dev/null bs=4096 count=1 skip=$page 2>/dev/null & \
-             pids=\"$pids $!\"; done; \
+         for page in {pages}; do taskset -c 0 {read} & pids=\"$pids $!\"; done; \
          for pid in $pids; do for i in $(seq 100); do \
-             grep -q '(dd) D' /proc/$pid/stat && break; sleep 0.1; done; done; sleep 0.2;"
+             grep -q -e '(dd) D' -e '(aios-guest) D' /proc/$pid/stat && break; \
+             sleep 0.1; done; done; sleep 0.2;"
     )
 }
 
-/// A reader that sleeps is killed at once; what he waited for is ended by others
+/// Who sleeps for a page is killed at once; what he waited for is ended by others
 /// when the drive answers, and neither the folio nor the drive is stuck.
-pub(super) fn sleeping_reader_is_killed(f: &mut Fixture) -> Result<()> {
+fn killed_at_once(f: &mut Fixture, read: &str) -> Result<()> {
     f.mount("aios", true, 0)?;
     f.sh("cat /mnt/t/data >/dev/null")?;
     f.set_latency(8000)?;
@@ -153,7 +158,7 @@ pub(super) fn sleeping_reader_is_killed(f: &mut Fixture) -> Result<()> {
         took_ms = number(&f.sh(&format!(
             "{} begin=$(date +%s%3N); for pid in $pids; do kill -KILL $pid; code=0; \
              wait $pid || code=$?; [ $code = 137 ]; done; echo $(($(date +%s%3N) - begin))",
-            readers("1000 1500 2000 2500 3000 3500")
+            readers(read, "1000 1500 2000 2500 3000 3500")
         ))?)?;
         Ok(())
     });
@@ -170,6 +175,10 @@ pub(super) fn sleeping_reader_is_killed(f: &mut Fixture) -> Result<()> {
          echo 1 > /sys/class/nvme/nvme0/reset_controller",
     )
     .map(drop)
+}
+
+pub(super) fn sleeping_reader_is_killed(f: &mut Fixture) -> Result<()> {
+    killed_at_once(f, READ_PAGE)
 }
 
 /// 900 faults of pages that are not cached: a third each reads, writes to private
@@ -228,40 +237,8 @@ pub(super) fn faults_sleep(f: &mut Fixture) -> Result<()> {
     check(slept >= 600, || format!("900 faults, {slept} asleep"))
 }
 
-/// A task that sleeps in a fault is killed at once, and the page comes all the same.
 pub(super) fn sleeping_fault_is_killed(f: &mut Fixture) -> Result<()> {
-    f.mount("aios", true, 0)?;
-    f.sh("cat /mnt/t/data >/dev/null")?;
-    f.set_latency(6000)?;
-    let begin = Instant::now();
-    let killed = f.lbio_during("killed", |f| {
-        f.sh(
-            "dd if=/mnt/t/data iflag=nocache count=0 2>/dev/null; pids=; \
-             for page in 2100 3100; do \
-                 taskset -c 0 /aios-guest faults --file /mnt/t/data --touch $page </dev/null & \
-                 pids=\"$pids $!\"; \
-                 for i in $(seq 100); do \
-                     grep -q '(aios-guest) D' /proc/$!/stat && break; sleep 0.1; done; \
-                 sleep 0.2; done; \
-             for pid in $pids; do kill -KILL $pid; code=0; \
-                 wait $pid || code=$?; [ $code = 137 ]; done",
-        )
-        .map(drop)
-    });
-    let elapsed = begin.elapsed();
-    f.set_latency(0)?;
-    let killed = killed?;
-    check(
-        (1..=2).contains(&killed) && elapsed < Duration::from_millis(5000),
-        || format!("a drive of 6 s, {elapsed:?} to kill faults, {killed} of them LBIO's"),
-    )?;
-    f.sh(
-        "a=$(dd if=/mnt/t/data bs=4096 count=1 skip=3100 2>/dev/null | md5sum); \
-         b=$(dd if=/mnt/t/data bs=4096 count=1 skip=3100 iflag=direct 2>/dev/null | md5sum); \
-         [ \"$a\" = \"$b\" ]; umount /mnt/t; \
-         echo 1 > /sys/class/nvme/nvme0/reset_controller",
-    )
-    .map(drop)
+    killed_at_once(f, TOUCH_PAGE)
 }
 
 /// Every read of LBIO's fails: each fault is read again, and shows what it should.
@@ -332,7 +309,7 @@ pub(super) fn lost_commands_reset(f: &mut Fixture) -> Result<()> {
         f.sh(&format!(
             "({} code=0; for pid in $pids; do wait $pid || code=$?; done; \
               echo $code > /tmp/lost) >/dev/null 2>&1 & sleep 3",
-            readers("2000 3000")
+            readers(READ_PAGE, "2000 3000")
         ))
         .map(drop)
     });
