@@ -3,6 +3,7 @@
 //! markers of measured operations, and the result of a workload.
 
 pub mod crash;
+mod durable;
 pub mod faults;
 mod mapping;
 pub mod marker;

@@ -1,6 +1,10 @@
 // SPDX-License-Identifier: MIT
 //! Small single-threaded workloads with marked operations, and their result.
 
+use crate::durable::{
+    self,
+    Writer, //
+};
 use crate::mapping::{
     Access,
     Mapping,
@@ -58,6 +62,17 @@ pub enum Kind {
     AppendFsync,
     /// Write a block at the end of the file, then fdatasync, as a log does.
     AppendFdatasync,
+    /// Write a block to a new file beside the file (FILE.N, removed at the end),
+    /// then fsync.
+    CreateFsync,
+    /// Overwrite a random block of the file opened with O_DSYNC; the write is
+    /// the sync.
+    OverwriteDsync,
+    /// Store to a random block of a shared mapping, then msync.
+    OverwriteMsync,
+    /// Overwrite a random block, then sync_file_range: neither metadata nor the
+    /// drive's cache.
+    OverwriteRange,
 }
 
 impl Kind {
@@ -112,7 +127,8 @@ pub struct Work {
     /// Opt the file in to the asynchronous I/O stack.
     #[arg(long)]
     pub opt_in: bool,
-    /// What counts as the operation of a writing workload [default: sync].
+    /// What counts as the operation of a writing workload [default: sync; with
+    /// O_DSYNC the write is it].
     #[arg(long)]
     pub mark: Option<Mark>,
 }
@@ -188,24 +204,32 @@ impl Work {
                 | Kind::RandreadHit
                 | Kind::RandreadMmap
                 | Kind::OverwriteFdatasync
-                | Kind::OverwriteFsync => permutation.at(op),
+                | Kind::OverwriteFsync
+                | Kind::OverwriteDsync
+                | Kind::OverwriteMsync
+                | Kind::OverwriteRange => permutation.at(op),
+                Kind::CreateFsync => 0,
                 Kind::Seqread => op,
                 Kind::AppendFsync | Kind::AppendFdatasync => return end + op * u64::from(self.bs),
             };
             block * u64::from(self.bs)
         };
+        let mut writer = self.at(
+            "map",
+            Writer::new(self.kind, &self.file, &file, blocks * u64::from(self.bs)),
+        )?;
         let mut buffer = AlignedBuffer::new(bs);
         // Not zeros: those would be mapped at first touch, amid the measurement.
         let mut latency = vec![u64::MAX; usize::try_from(self.ops).unwrap_or(usize::MAX)];
 
         if self.kind == Kind::RandreadHit {
             for op in 0..total {
-                self.operate(&file, offset(op), op, buffer.bytes())?;
+                self.operate(&file, &mut writer, offset(op), op, buffer.bytes())?;
             }
         }
         let mut operate = |op| match &mapping {
             Some(mapping) => Ok(touch(mapping, offset(op))),
-            None => self.operate(&file, offset(op), op, buffer.bytes()),
+            None => self.operate(&file, &mut writer, offset(op), op, buffer.bytes()),
         };
         for op in 0..u64::from(self.warmup) {
             operate(op)?;
@@ -217,6 +241,7 @@ impl Work {
         }
         mark::<{ marker::WINDOW_END }>();
         let elapsed_ns = nanoseconds(start);
+        self.at("remove files beside", writer.clean_up())?;
 
         latency.sort_unstable();
         Ok(WorkResult {
@@ -231,7 +256,14 @@ impl Work {
     }
 
     /// One operation at `offset`; the latency of its marked part in ns.
-    fn operate(&self, file: &File, offset: u64, op: u64, buffer: &mut [u8]) -> Result<u64> {
+    fn operate(
+        &self,
+        file: &File,
+        writer: &mut Writer<'_>,
+        offset: u64,
+        op: u64,
+        buffer: &mut [u8],
+    ) -> Result<u64> {
         if self.kind.reads() {
             let start = Instant::now();
             mark::<{ marker::OP_BEGIN }>();
@@ -245,29 +277,20 @@ impl Work {
         for (byte, stamp) in buffer.iter_mut().zip((op ^ self.seed).to_le_bytes()) {
             *byte = stamp;
         }
-        let sync = || match self.kind {
-            Kind::OverwriteFdatasync | Kind::AppendFdatasync => file.sync_data(),
-            _ => file.sync_all(),
-        };
-        if self.kind == Kind::OverwriteFsync {
-            // Asked for its times, the file gets new ones from the next write.
-            // Else its times are those of the last clock tick, and some syncs
-            // have metadata to commit while others have not.
-            self.at("look at", file.metadata())?;
-        }
+        self.at("look at", writer.prepare())?;
         let (written, synced, latency);
-        if self.mark == Some(Mark::All) {
+        if self.mark == Some(Mark::All) || self.kind == Kind::OverwriteDsync {
             let start = Instant::now();
             mark::<{ marker::OP_BEGIN }>();
-            written = file.write_at(buffer, offset);
-            synced = sync();
+            written = writer.write(op, offset, buffer);
+            synced = writer.sync(offset, buffer.len());
             mark::<{ marker::OP_END }>();
             latency = nanoseconds(start);
         } else {
-            written = file.write_at(buffer, offset);
+            written = writer.write(op, offset, buffer);
             let start = Instant::now();
             mark::<{ marker::OP_BEGIN }>();
-            synced = sync();
+            synced = writer.sync(offset, buffer.len());
             mark::<{ marker::OP_END }>();
             latency = nanoseconds(start);
         }
@@ -304,17 +327,23 @@ impl Work {
         if self.kind.reads() && self.mark.is_some() {
             return invalid("--mark is for writing workloads");
         }
+        if self.opt_in && self.kind == Kind::CreateFsync {
+            return invalid("--opt-in is for one file, not for those that are made");
+        }
         usize::try_from(self.bs).or_else(|_| invalid("--bs is too large"))
     }
 
     fn open(&self) -> Result<File> {
-        let mut options = File::options();
-        options.read(true).write(!self.kind.reads());
-        options.create(self.kind.appends());
-        if self.direct {
-            options.custom_flags(libc::O_DIRECT);
+        let flags = if self.direct { libc::O_DIRECT } else { 0 };
+        if !self.kind.reads() {
+            let opened = durable::open(self.kind, &self.file, self.kind.appends(), flags);
+            return self.at("open", opened);
         }
-        self.at("open", options.open(&self.file))
+        let opened = File::options()
+            .read(true)
+            .custom_flags(flags)
+            .open(&self.file);
+        self.at("open", opened)
     }
 
     /// Length of the file or block device in bytes.
@@ -330,7 +359,7 @@ impl Work {
 
     /// Whole blocks to work on; enough of them for `total` operations.
     fn blocks(&self, file: &File, total: u64) -> Result<u64> {
-        if self.kind.appends() {
+        if self.kind.appends() || self.kind == Kind::CreateFsync {
             return Ok(1);
         }
         let len = self.len(file)?;
@@ -611,6 +640,36 @@ mod tests {
         let len = fs::metadata(&path).unwrap().len();
         fs::remove_file(&path).unwrap();
         assert_eq!(len, 21 * 4096);
+    }
+
+    #[test]
+    fn test_run_every_overwrite_reaches_the_file() {
+        for kind in [
+            Kind::OverwriteDsync,
+            Kind::OverwriteMsync,
+            Kind::OverwriteRange,
+        ] {
+            let path = scratch(&format!("{kind:?}"), 16);
+            work(kind, &path).run().unwrap();
+            let text = fs::read(&path).unwrap();
+            fs::remove_file(&path).unwrap();
+            let changed = text.chunks(4096).filter(|block| block[8] == 0xa5).count();
+            assert_eq!((changed, text.len()), (10, 16 * 4096), "{kind:?}");
+        }
+    }
+
+    #[test]
+    fn test_run_create_leaves_no_files_behind() {
+        let dir = std::env::temp_dir().join(format!("aios-guest-{}-create", std::process::id()));
+        fs::create_dir(&dir).unwrap();
+        let path = dir.join("file");
+        fs::write(&path, "left alone").unwrap();
+        let result = work(Kind::CreateFsync, &path).run();
+        let names = fs::read_dir(&dir).unwrap().count();
+        let text = fs::read(&path).unwrap();
+        fs::remove_dir_all(&dir).unwrap();
+        assert_eq!((result.unwrap().ops, names), (8, 1));
+        assert_eq!(text, b"left alone");
     }
 
     #[test]

@@ -1,0 +1,211 @@
+// SPDX-License-Identifier: MIT
+//! The writing half of [`work`](crate::work): how one operation writes, and how
+//! it makes durable what it has written.
+
+use crate::work::Kind;
+use std::fs::{
+    self,
+    File, //
+};
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{
+    FileExt,
+    OpenOptionsExt, //
+};
+use std::path::{
+    Path,
+    PathBuf, //
+};
+use std::ptr;
+
+/// Writes blocks of one file, or files beside it, and syncs them.
+pub(crate) struct Writer<'a> {
+    kind: Kind,
+    path: &'a Path,
+    file: &'a File,
+    /// The file as stores see it, for [`Kind::OverwriteMsync`].
+    map: Option<Mapping>,
+    /// The file that [`Kind::CreateFsync`] made last.
+    created: Option<File>,
+    /// All that it made.
+    made: Vec<PathBuf>,
+}
+
+impl<'a> Writer<'a> {
+    /// A writer of `file`, open at `path`, whose first `size` bytes are there.
+    pub(crate) fn new(kind: Kind, path: &'a Path, file: &'a File, size: u64) -> io::Result<Self> {
+        let map = match kind {
+            Kind::OverwriteMsync => Some(Mapping::new(file, size)?),
+            _ => None,
+        };
+        Ok(Self {
+            kind,
+            path,
+            file,
+            map,
+            created: None,
+            made: Vec::new(),
+        })
+    }
+
+    /// Flags that the file of a workload is opened with, beside `O_DIRECT`.
+    pub(crate) fn flags(kind: Kind) -> i32 {
+        match kind {
+            Kind::OverwriteDsync => libc::O_DSYNC,
+            _ => 0,
+        }
+    }
+
+    /// What comes before the operation and is no part of it.
+    pub(crate) fn prepare(&self) -> io::Result<()> {
+        if self.kind == Kind::OverwriteFsync {
+            // Asked for its times, the file gets new ones from the next write.
+            // Else its times are those of the last clock tick, and some syncs
+            // have metadata to commit while others have not.
+            self.file.metadata()?;
+        }
+        Ok(())
+    }
+
+    /// Writes `bytes` at `offset`, as the operation `op`; how many were written.
+    pub(crate) fn write(&mut self, op: u64, offset: u64, bytes: &[u8]) -> io::Result<usize> {
+        match (self.kind, &self.map) {
+            (Kind::CreateFsync, _) => {
+                let path = self.path.with_added_extension(op.to_string());
+                let file = File::options().write(true).create_new(true).open(&path)?;
+                self.made.push(path);
+                let written = file.write_at(bytes, 0);
+                self.created = Some(file);
+                written
+            }
+            (_, Some(map)) => map.store(offset, bytes),
+            _ => self.file.write_at(bytes, offset),
+        }
+    }
+
+    /// Makes the last write, of `len` bytes at `offset`, durable (or, with
+    /// `sync_file_range`, only written back).
+    pub(crate) fn sync(&self, offset: u64, len: usize) -> io::Result<()> {
+        match (self.kind, &self.map, &self.created) {
+            (Kind::OverwriteDsync, ..) => Ok(()),
+            (Kind::OverwriteFdatasync | Kind::AppendFdatasync, ..) => self.file.sync_data(),
+            (Kind::OverwriteRange, ..) => sync_range(self.file, offset, len),
+            (_, Some(map), _) => map.sync(offset, len),
+            (_, _, Some(created)) => created.sync_all(),
+            _ => self.file.sync_all(),
+        }
+    }
+
+    /// Removes the files that it made.
+    pub(crate) fn clean_up(self) -> io::Result<()> {
+        self.made.iter().try_for_each(fs::remove_file)
+    }
+}
+
+/// Opens the file of a writing workload.
+pub(crate) fn open(kind: Kind, path: &Path, creates: bool, flags: i32) -> io::Result<File> {
+    File::options()
+        .read(true)
+        .write(true)
+        .create(creates)
+        .custom_flags(flags | Writer::flags(kind))
+        .open(path)
+}
+
+/// Writes the range back and waits; neither metadata nor the drive's cache.
+fn sync_range(file: &File, offset: u64, len: usize) -> io::Result<()> {
+    let flags = libc::SYNC_FILE_RANGE_WAIT_BEFORE
+        | libc::SYNC_FILE_RANGE_WRITE
+        | libc::SYNC_FILE_RANGE_WAIT_AFTER;
+    // SAFETY: Plain system call on an open descriptor.
+    let result = unsafe {
+        libc::sync_file_range(
+            file.as_raw_fd(),
+            offset.cast_signed(),
+            i64::try_from(len).unwrap_or(i64::MAX),
+            flags,
+        )
+    };
+    if result == 0 {
+        return Ok(());
+    }
+    Err(io::Error::last_os_error())
+}
+
+/// A shared mapping of a file from its start.
+///
+/// # Invariants
+///
+/// `start` is a mapping of `len` bytes that is readable and writable until the
+/// drop.
+struct Mapping {
+    start: *mut libc::c_void,
+    len: usize,
+}
+
+impl Mapping {
+    fn new(file: &File, size: u64) -> io::Result<Self> {
+        let len = usize::try_from(size).map_err(io::Error::other)?;
+        // SAFETY: A new mapping at an address of the kernel's choice.
+        let start = unsafe {
+            libc::mmap(
+                ptr::null_mut(),
+                len,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_SHARED,
+                file.as_raw_fd(),
+                0,
+            )
+        };
+        if start == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        // INVARIANT: Made above, and unmapped by the drop alone.
+        Ok(Self { start, len })
+    }
+
+    /// The offset if `count` bytes from it lie in the mapping.
+    fn check(&self, offset: u64, count: usize) -> io::Result<usize> {
+        usize::try_from(offset)
+            .ok()
+            .filter(|offset| offset.checked_add(count).is_some_and(|end| end <= self.len))
+            .ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput))
+    }
+
+    /// Stores `bytes` at `offset`; how many.
+    fn store(&self, offset: u64, bytes: &[u8]) -> io::Result<usize> {
+        let offset = self.check(offset, bytes.len())?;
+        // SAFETY: The range was checked to lie in the mapping, which nothing in
+        // this process refers to otherwise.
+        unsafe {
+            let to = self.start.cast::<u8>().add(offset);
+            ptr::copy_nonoverlapping(bytes.as_ptr(), to, bytes.len());
+        }
+        Ok(bytes.len())
+    }
+
+    /// msync of the pages of the range.
+    fn sync(&self, offset: u64, len: usize) -> io::Result<()> {
+        const PAGE: usize = 4096;
+        let offset = self.check(offset, len)?;
+        let from = offset - offset % PAGE;
+        // SAFETY: The pages from `from` to the range's end hold parts of the
+        // mapping.
+        let result = unsafe {
+            let from_ptr = self.start.cast::<u8>().add(from).cast();
+            libc::msync(from_ptr, offset + len - from, libc::MS_SYNC)
+        };
+        if result == 0 {
+            return Ok(());
+        }
+        Err(io::Error::last_os_error())
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // SAFETY: By the type's invariants; no pointer into it is left.
+        unsafe { libc::munmap(self.start, self.len) };
+    }
+}
