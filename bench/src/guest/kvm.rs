@@ -50,8 +50,10 @@ struct Finding {
 /// Chooses what runs the guest. Probes KVM where that is unknown, unless this
 /// is a dry run, which takes it for unusable.
 pub(crate) fn machine(ctx: &Context, config: &BootConfig) -> Result<Machine> {
-    if config.accel == Accel::Tcg {
-        return Ok(Machine::Tcg);
+    match config.accel {
+        Accel::Tcg => return Ok(Machine::Tcg),
+        Accel::VirtualTime => return Ok(Machine::VirtualTime),
+        Accel::Auto | Accel::Kvm => {}
     }
     match (problem(ctx, config)?, config.accel) {
         (None, _) => Ok(Machine::Kvm),

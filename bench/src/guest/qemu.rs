@@ -2,6 +2,7 @@
 //! The QEMU command line of a guest.
 
 use super::{
+    Accel,
     Backend,
     BootConfig,
     Drive,
@@ -64,6 +65,8 @@ const KERNEL: &[&str] = &[
 pub(crate) enum Machine {
     /// QEMU's own translator, one thread per CPU.
     Tcg,
+    /// The same in virtual time.
+    VirtualTime,
     /// The host's CPU.
     Kvm,
 }
@@ -108,6 +111,16 @@ pub(crate) fn tool(
             "-cpu",
             "max",
         ]),
+        // 2 to the power of 0 nanoseconds per instruction; an idle CPU's clock
+        // jumps to its next timer.
+        Machine::VirtualTime => tool
+            .args([
+                "-accel",
+                "tcg,thread=single",
+                "-icount",
+                "shift=0,sleep=off",
+            ])
+            .args(["-machine", "q35", "-cpu", "max"]),
         // Interrupt remapping wants the I/O APIC in QEMU.
         Machine::Kvm => tool
             .args(["-accel", "kvm,kernel-irqchip=split", "-machine", "q35"])
@@ -237,6 +250,12 @@ pub(crate) fn check(config: &BootConfig) -> Result<()> {
                 .hint(format!("choose 1 to {MAX_CPUS}")),
         );
     }
+    if config.accel == Accel::VirtualTime && config.cpus != 1 {
+        return Err(Error::new(format!(
+            "virtual time has one CPU, not {}",
+            config.cpus
+        )));
+    }
     if config.memory_mib < MIN_MEMORY_MIB {
         return Err(Error::new(format!(
             "{} MiB of memory are too few for a guest",
@@ -359,8 +378,18 @@ mod tests {
     }
 
     #[test]
+    fn test_tool_virtual_time_counts_instructions() {
+        let line = line(&config(), Machine::VirtualTime, Console::Log);
+        assert!(line.contains("-accel tcg,thread=single -icount shift=0,sleep=off -machine q35"));
+    }
+
+    #[test]
     fn test_tool_impossible_config_returns_error() {
-        let mut bad = Vec::new();
+        let mut bad = vec![BootConfig {
+            cpus: 2,
+            accel: Accel::VirtualTime,
+            ..config()
+        }];
         for cpus in [0, 17] {
             bad.push(BootConfig { cpus, ..config() });
         }
