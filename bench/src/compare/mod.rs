@@ -13,6 +13,7 @@ mod sample;
 mod schedule;
 mod script;
 mod turns;
+pub(crate) mod virtual_time;
 mod workload;
 
 use crate::context::Context;
@@ -91,6 +92,9 @@ pub(crate) struct Args {
     /// Orders the stacks and picks the offsets [default: from the clock].
     #[arg(long, value_name = "N")]
     seed: Option<u64>,
+    /// Syncs in virtual time instead: latency against device time, the same on every machine.
+    #[arg(long, conflicts_with_all = ["host", "write", "pairs", "device", "iommu", "cpus", "accel", "profile", "kernel_native", "kernel_patched"])]
+    virtual_time: bool,
     /// The drive that the emulated one stands for.
     #[arg(long, value_enum, default_value_t = Model::Optane, conflicts_with = "host")]
     device: Model,
@@ -125,6 +129,20 @@ pub(crate) struct Args {
 
 /// Runs `aios compare`.
 pub(crate) fn run(ctx: &Context, args: &Args) -> Result<u8> {
+    if args.virtual_time {
+        return virtual_time::run(
+            ctx,
+            &virtual_time::Options {
+                quick: args.quick,
+                only: &args.only,
+                list: args.list,
+                json: args.json,
+                out: args.out.as_deref(),
+                seed: args.seed,
+                source: args.source.as_deref(),
+            },
+        );
+    }
     let workloads = workload::select(&args.only, args.quick)?;
     if args.list {
         for workload in workloads {
@@ -439,6 +457,14 @@ mod tests {
             "--write",
         ] {
             assert!(parse(line).is_err(), "{line}");
+        }
+    }
+
+    #[test]
+    fn test_args_virtual_time_excludes_the_other_machines() {
+        assert!(parse("--virtual-time --quick --only fsync --seed 3 --json").is_ok());
+        for line in ["--host /mnt", "--cpus 1", "--accel tcg", "--pairs 9"] {
+            assert!(parse(&format!("--virtual-time {line}")).is_err(), "{line}");
         }
     }
 

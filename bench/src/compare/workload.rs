@@ -116,13 +116,25 @@ pub(crate) fn select(only: &[String], quick: bool) -> Result<Vec<Workload>> {
             .filter(|workload| !quick || workload.quick)
             .collect());
     }
-    let mut chosen = vec![false; all.len()];
+    let names: Vec<&str> = all.iter().map(|workload| workload.name.as_str()).collect();
+    let chosen = fitting(only, &names)?;
+    Ok(all
+        .into_iter()
+        .zip(chosen)
+        .filter_map(|(workload, chosen)| chosen.then_some(workload))
+        .collect())
+}
+
+/// Which of `names` the patterns `only` name: each is a name, a glob or a part
+/// of a name. An error where one fits none.
+pub(crate) fn fitting(only: &[String], names: &[&str]) -> Result<Vec<bool>> {
+    let mut chosen = vec![false; names.len()];
     for pattern in only {
         let glob = glob::Pattern::new(pattern).map_err(|error| {
             Error::new(format!("--only {pattern}: {error}"))
                 .hint("use *, ? and [...], or a part of a name")
         })?;
-        let exact = all.iter().any(|workload| workload.name == *pattern);
+        let exact = names.contains(&pattern.as_str());
         let fits = |name: &str| {
             if exact {
                 return name == pattern;
@@ -130,22 +142,17 @@ pub(crate) fn select(only: &[String], quick: bool) -> Result<Vec<Workload>> {
             glob.matches(name) || (!pattern.is_empty() && name.contains(pattern.as_str()))
         };
         let mut found = false;
-        for (workload, chosen) in all.iter().zip(&mut chosen) {
-            if fits(&workload.name) {
+        for (name, chosen) in names.iter().zip(&mut chosen) {
+            if fits(name) {
                 (*chosen, found) = (true, true);
             }
         }
         if !found {
-            let names: Vec<&str> = all.iter().map(|workload| workload.name.as_str()).collect();
             return Err(Error::new(format!("no workload is called {pattern:?}"))
                 .hint(format!("choose from {}", names.join(", "))));
         }
     }
-    Ok(all
-        .into_iter()
-        .zip(chosen)
-        .filter_map(|(workload, chosen)| chosen.then_some(workload))
-        .collect())
+    Ok(chosen)
 }
 
 #[cfg(test)]

@@ -20,11 +20,16 @@ pub(crate) fn page(results: &Results, stages: Option<&Stages>) -> String {
     let mut body = String::new();
     // Writing to a String cannot fail.
     let _ = write_body(&mut body, results, stages);
+    document(&text::headline(results), &body)
+}
+
+/// A page of the markup `body`, with the style of all pages.
+pub(crate) fn document(title: &str, body: &str) -> String {
     format!(
         "<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\"/>\n\
          <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\"/>\n\
          <title>aios compare: {}</title>\n<style>\n{STYLE}</style>\n</head>\n<body>\n{body}</body>\n</html>\n",
-        escape(&text::headline(results))
+        escape(title)
     )
 }
 

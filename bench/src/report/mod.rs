@@ -2,16 +2,16 @@
 //! From samples to pages, and `aios report`: two runs against each other.
 
 pub(crate) mod histogram;
+pub(crate) mod html;
 pub(crate) mod schema;
 pub(crate) mod stages;
+pub(crate) mod svg;
 
 mod difference;
 #[cfg(test)]
 mod example;
-mod html;
 mod markdown;
 mod stats;
-mod svg;
 mod table;
 mod text;
 
@@ -115,7 +115,7 @@ pub(crate) fn show(ctx: &Context, results: &Results, json: bool) -> Result<()> {
     print(&out)
 }
 
-fn to_json(value: &impl serde::Serialize) -> Result<String> {
+pub(crate) fn to_json(value: &impl serde::Serialize) -> Result<String> {
     let mut json = serde_json::to_string(value)
         .map_err(|error| Error::new(format!("cannot write the results as JSON: {error}")))?;
     json.push('\n');
@@ -123,7 +123,7 @@ fn to_json(value: &impl serde::Serialize) -> Result<String> {
 }
 
 /// Prints to standard output; a reader that has gone away is no error.
-fn print(text: &str) -> Result<()> {
+pub(crate) fn print(text: &str) -> Result<()> {
     match std::io::stdout().write_all(text.as_bytes()) {
         Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
             Err(Error::io("write to", "standard output", &error))

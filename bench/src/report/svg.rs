@@ -14,7 +14,7 @@ use crate::stack::Stack;
 use std::fmt::Write;
 
 /// Width of every chart in its own units.
-const WIDTH: f64 = 380.0;
+pub(crate) const WIDTH: f64 = 380.0;
 
 /// Text made safe for HTML and SVG.
 pub(crate) fn escape(text: &str) -> String {
@@ -36,14 +36,15 @@ pub(crate) fn escape(text: &str) -> String {
 }
 
 /// A drawing under way.
-struct Svg {
+pub(crate) struct Svg {
     body: String,
     height: f64,
     title: String,
 }
 
 impl Svg {
-    fn new(height: f64, title: impl Into<String>) -> Self {
+    /// An empty drawing of this height in its own units.
+    pub(crate) fn new(height: f64, title: impl Into<String>) -> Self {
         Self {
             body: String::new(),
             height,
@@ -52,13 +53,14 @@ impl Svg {
     }
 
     /// Adds markup. Text in it must be escaped.
-    fn put(&mut self, markup: std::fmt::Arguments<'_>) {
+    pub(crate) fn put(&mut self, markup: std::fmt::Arguments<'_>) {
         // Writing to a String cannot fail.
         let _ = self.body.write_fmt(markup);
         self.body.push('\n');
     }
 
-    fn line(&mut self, class: &str, from: (f64, f64), to: (f64, f64)) {
+    /// A straight line of a class of the style sheet.
+    pub(crate) fn line(&mut self, class: &str, from: (f64, f64), to: (f64, f64)) {
         self.put(format_args!(
             r#"<line class="{class}" x1="{:.1}" y1="{:.1}" x2="{:.1}" y2="{:.1}"/>"#,
             from.0, from.1, to.0, to.1
@@ -76,7 +78,8 @@ impl Svg {
         ));
     }
 
-    fn text(&mut self, class: &str, at: (f64, f64), text: &str) {
+    /// Text of a class of the style sheet, escaped here.
+    pub(crate) fn text(&mut self, class: &str, at: (f64, f64), text: &str) {
         self.put(format_args!(
             r#"<text class="{class}" x="{:.1}" y="{:.1}">{}</text>"#,
             at.0,
@@ -85,7 +88,8 @@ impl Svg {
         ));
     }
 
-    fn finish(self) -> String {
+    /// The markup.
+    pub(crate) fn finish(self) -> String {
         format!(
             "<svg viewBox=\"0 0 {WIDTH} {:.0}\" role=\"img\" aria-label=\"{}\">\n{}</svg>\n",
             self.height,

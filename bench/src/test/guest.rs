@@ -9,6 +9,7 @@ mod lbio;
 mod obd;
 pub(super) mod race;
 mod stack;
+mod virtual_time;
 
 use super::suite::{
     Outcome,
@@ -243,6 +244,7 @@ pub(super) fn run(ctx: &Context, suite: &mut Suite) {
         suite.group(group.name, group.cases, || start(ctx, group), Fixture::end);
     }
     engine::run(ctx, suite);
+    suite.case("guest/fsync-round-trips", || virtual_time::round_trips(ctx));
     suite.case("guest/panic-fails-the-run", || panic_fails_the_run(ctx));
     suite.case("guest/crash-states", || crash_states(ctx));
 }
