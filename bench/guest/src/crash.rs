@@ -8,6 +8,7 @@
 //! marker to a second drive and waits for it: whoever receives that write knows
 //! that the sync was acknowledged before.
 
+use crate::mapping::Mapping;
 use serde::{
     Deserialize,
     Serialize, //
@@ -388,39 +389,14 @@ fn fallocate(file: &File, mode: i32, range: Range) -> io::Result<()> {
 
 /// Stores `data` through a shared mapping of the whole file and syncs it.
 fn store(file: &File, range: Range, data: &[u8]) -> io::Result<()> {
-    let size = usize::try_from(file.metadata()?.len()).map_err(io::Error::other)?;
-    let start = range.offset as usize;
-    if start.checked_add(data.len()).is_none_or(|end| end > size) {
+    let size = file.metadata()?.len();
+    let end = u64::from(range.offset).checked_add(data.len() as u64);
+    if end.is_none_or(|end| end > size) {
         return Err(io::Error::other("a store outside of the file"));
     }
-    // SAFETY: A new mapping at an address of the kernel's choice.
-    let map = unsafe {
-        libc::mmap(
-            std::ptr::null_mut(),
-            size,
-            libc::PROT_READ | libc::PROT_WRITE,
-            libc::MAP_SHARED,
-            file.as_raw_fd(),
-            0,
-        )
-    };
-    if map == libc::MAP_FAILED {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: `start..start + data.len()` is inside the mapping, which is inside
-    // the file, whose size only this thread changes.
-    unsafe {
-        let to = map.cast::<u8>().add(start);
-        std::ptr::copy_nonoverlapping(data.as_ptr(), to, data.len());
-    }
-    // SAFETY: The mapping made above.
-    let synced = match unsafe { libc::msync(map, size, libc::MS_SYNC) } {
-        0 => Ok(()),
-        _ => Err(io::Error::last_os_error()),
-    };
-    // SAFETY: The mapping made above, which nothing uses any more.
-    unsafe { libc::munmap(map, size) };
-    synced
+    let mut mapping = Mapping::whole(file, size)?;
+    mapping.write(range.offset as usize, data);
+    mapping.sync()
 }
 
 /// The folders that a plan's threads work in, below `dir`.

@@ -2,6 +2,7 @@
 //! The writing half of [`work`](crate::work): how one operation writes, and how
 //! it makes durable what it has written.
 
+use crate::mapping::Mapping;
 use crate::work::Kind;
 use std::fs::{
     self,
@@ -17,7 +18,6 @@ use std::path::{
     Path,
     PathBuf, //
 };
-use std::ptr;
 
 /// Writes blocks of one file, or files beside it, and syncs them.
 pub(crate) struct Writer<'a> {
@@ -36,7 +36,7 @@ impl<'a> Writer<'a> {
     /// A writer of `file`, open at `path`, whose first `size` bytes are there.
     pub(crate) fn new(kind: Kind, path: &'a Path, file: &'a File, size: u64) -> io::Result<Self> {
         let map = match kind {
-            Kind::OverwriteMsync => Some(Mapping::new(file, size)?),
+            Kind::OverwriteMsync => Some(Mapping::whole(file, size)?),
             _ => None,
         };
         Ok(Self {
@@ -70,7 +70,7 @@ impl<'a> Writer<'a> {
 
     /// Writes `bytes` at `offset`, as the operation `op`; how many were written.
     pub(crate) fn write(&mut self, op: u64, offset: u64, bytes: &[u8]) -> io::Result<usize> {
-        match (self.kind, &self.map) {
+        match (self.kind, &mut self.map) {
             (Kind::CreateFsync, _) => {
                 let path = self.path.with_added_extension(op.to_string());
                 let file = File::options().write(true).create_new(true).open(&path)?;
@@ -79,7 +79,7 @@ impl<'a> Writer<'a> {
                 self.created = Some(file);
                 written
             }
-            (_, Some(map)) => map.store(offset, bytes),
+            (_, Some(map)) => Ok(map.write(index(offset)?, bytes)),
             _ => self.file.write_at(bytes, offset),
         }
     }
@@ -91,7 +91,7 @@ impl<'a> Writer<'a> {
             (Kind::OverwriteDsync, ..) => Ok(()),
             (Kind::OverwriteFdatasync | Kind::AppendFdatasync, ..) => self.file.sync_data(),
             (Kind::OverwriteRange, ..) => sync_range(self.file, offset, len),
-            (_, Some(map), _) => map.sync(offset, len),
+            (_, Some(map), _) => map.sync_part(index(offset)?, len),
             (_, _, Some(created)) => created.sync_all(),
             _ => self.file.sync_all(),
         }
@@ -113,6 +113,11 @@ pub(crate) fn open(kind: Kind, path: &Path, creates: bool, flags: i32) -> io::Re
         .open(path)
 }
 
+/// An offset in the file as one in its mapping.
+fn index(offset: u64) -> io::Result<usize> {
+    usize::try_from(offset).map_err(io::Error::other)
+}
+
 /// Writes the range back and waits; neither metadata nor the drive's cache.
 fn sync_range(file: &File, offset: u64, len: usize) -> io::Result<()> {
     let flags = libc::SYNC_FILE_RANGE_WAIT_BEFORE
@@ -131,81 +136,4 @@ fn sync_range(file: &File, offset: u64, len: usize) -> io::Result<()> {
         return Ok(());
     }
     Err(io::Error::last_os_error())
-}
-
-/// A shared mapping of a file from its start.
-///
-/// # Invariants
-///
-/// `start` is a mapping of `len` bytes that is readable and writable until the
-/// drop.
-struct Mapping {
-    start: *mut libc::c_void,
-    len: usize,
-}
-
-impl Mapping {
-    fn new(file: &File, size: u64) -> io::Result<Self> {
-        let len = usize::try_from(size).map_err(io::Error::other)?;
-        // SAFETY: A new mapping at an address of the kernel's choice.
-        let start = unsafe {
-            libc::mmap(
-                ptr::null_mut(),
-                len,
-                libc::PROT_READ | libc::PROT_WRITE,
-                libc::MAP_SHARED,
-                file.as_raw_fd(),
-                0,
-            )
-        };
-        if start == libc::MAP_FAILED {
-            return Err(io::Error::last_os_error());
-        }
-        // INVARIANT: Made above, and unmapped by the drop alone.
-        Ok(Self { start, len })
-    }
-
-    /// The offset if `count` bytes from it lie in the mapping.
-    fn check(&self, offset: u64, count: usize) -> io::Result<usize> {
-        usize::try_from(offset)
-            .ok()
-            .filter(|offset| offset.checked_add(count).is_some_and(|end| end <= self.len))
-            .ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput))
-    }
-
-    /// Stores `bytes` at `offset`; how many.
-    fn store(&self, offset: u64, bytes: &[u8]) -> io::Result<usize> {
-        let offset = self.check(offset, bytes.len())?;
-        // SAFETY: The range was checked to lie in the mapping, which nothing in
-        // this process refers to otherwise.
-        unsafe {
-            let to = self.start.cast::<u8>().add(offset);
-            ptr::copy_nonoverlapping(bytes.as_ptr(), to, bytes.len());
-        }
-        Ok(bytes.len())
-    }
-
-    /// msync of the pages of the range.
-    fn sync(&self, offset: u64, len: usize) -> io::Result<()> {
-        const PAGE: usize = 4096;
-        let offset = self.check(offset, len)?;
-        let from = offset - offset % PAGE;
-        // SAFETY: The pages from `from` to the range's end hold parts of the
-        // mapping.
-        let result = unsafe {
-            let from_ptr = self.start.cast::<u8>().add(from).cast();
-            libc::msync(from_ptr, offset + len - from, libc::MS_SYNC)
-        };
-        if result == 0 {
-            return Ok(());
-        }
-        Err(io::Error::last_os_error())
-    }
-}
-
-impl Drop for Mapping {
-    fn drop(&mut self) {
-        // SAFETY: By the type's invariants; no pointer into it is left.
-        unsafe { libc::munmap(self.start, self.len) };
-    }
 }

@@ -63,6 +63,14 @@ impl Mapping {
         })
     }
 
+    /// Maps all of `file`, which has `size` bytes, for reading and writing.
+    pub(crate) fn whole(file: &File, size: u64) -> io::Result<Self> {
+        let len = usize::try_from(size).map_err(io::Error::other)?;
+        let pages = len.checked_next_multiple_of(PAGE);
+        let pages = pages.ok_or(io::ErrorKind::InvalidInput)?;
+        Self::new(file, 0, pages, Access::Shared)
+    }
+
     /// Tells the kernel to read no more than what is touched.
     pub(crate) fn advise_random(&self) -> io::Result<()> {
         // SAFETY: The range is this mapping, and the advice changes no content.
@@ -74,8 +82,17 @@ impl Mapping {
 
     /// Waits until what was written to a shared mapping is on the drive.
     pub(crate) fn sync(&self) -> io::Result<()> {
-        // SAFETY: The range is this mapping.
-        match unsafe { libc::msync(self.start.cast(), self.len, libc::MS_SYNC) } {
+        self.sync_part(0, self.len)
+    }
+
+    /// As [`sync`](Self::sync), of the pages that `len` bytes from `at` on are in.
+    pub(crate) fn sync_part(&self, at: usize, len: usize) -> io::Result<()> {
+        let from = at - at % PAGE;
+        if at.checked_add(len).is_none_or(|end| end > self.len) {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        // SAFETY: The range is inside the mapping, as was just checked.
+        match unsafe { libc::msync(self.start.add(from).cast(), at + len - from, libc::MS_SYNC) } {
             0 => Ok(()),
             _ => Err(io::Error::last_os_error()),
         }
@@ -91,13 +108,14 @@ impl Mapping {
         Some(unsafe { self.start.add(at).read_volatile() })
     }
 
-    /// Sets the bytes from `at` on, as many of them as are in the mapping. It
-    /// must not be [`Access::Read`].
-    pub(crate) fn write(&mut self, at: usize, bytes: &[u8]) {
+    /// Sets the bytes from `at` on, as many of them as are in the mapping; how
+    /// many. It must not be [`Access::Read`].
+    pub(crate) fn write(&mut self, at: usize, bytes: &[u8]) -> usize {
         for (at, &byte) in (at..self.len).zip(bytes) {
             // SAFETY: `at` is inside the mapping, and only who may write calls.
             unsafe { self.start.add(at).write_volatile(byte) };
         }
+        bytes.len().min(self.len.saturating_sub(at))
     }
 
     /// Copies the mapping's start to `buffer`, as much as both have.

@@ -6,6 +6,10 @@
 //! ioctl stops the file system on the spot, journal and all, and leaves the
 //! drive as a reset of the machine would.
 
+use crate::mapping::{
+    Access,
+    Mapping, //
+};
 use crate::work::{
     WorkError,
     opt_in,
@@ -23,7 +27,6 @@ use std::os::unix::fs::{
     OpenOptionsExt, //
 };
 use std::path::PathBuf;
-use std::ptr;
 
 /// `EXT4_IOC_SHUTDOWN`, `_IOR('X', 125, __u32)`.
 const EXT4_IOC_SHUTDOWN: u32 = (2 << 30) | (4 << 16) | ((b'X' as u32) << 8) | 125;
@@ -258,31 +261,9 @@ impl Model {
 
 /// Stores `bytes` at `offset` of a shared mapping, and syncs them.
 fn store(file: &File, offset: usize, bytes: &[u8]) -> io::Result<()> {
-    // SAFETY: A new mapping at an address of the kernel's choice.
-    let map = unsafe {
-        libc::mmap(
-            ptr::null_mut(),
-            MAX_SIZE,
-            libc::PROT_READ | libc::PROT_WRITE,
-            libc::MAP_SHARED,
-            file.as_raw_fd(),
-            0,
-        )
-    };
-    if map == libc::MAP_FAILED {
-        return Err(io::Error::last_os_error());
-    }
-    debug_assert!(offset + bytes.len() <= MAX_SIZE);
-    // SAFETY: The model keeps each change below `MAX_SIZE`, which is as long as
-    // the mapping and the file are; nothing else refers to the mapping.
-    let synced = unsafe {
-        ptr::copy_nonoverlapping(bytes.as_ptr(), map.cast::<u8>().add(offset), bytes.len());
-        libc::msync(map, MAX_SIZE, libc::MS_SYNC)
-    };
-    let error = io::Error::last_os_error();
-    // SAFETY: The mapping made above, of which no pointer is left.
-    unsafe { libc::munmap(map, MAX_SIZE) };
-    if synced == 0 { Ok(()) } else { Err(error) }
+    let mut mapping = Mapping::new(file, 0, MAX_SIZE, Access::Shared)?;
+    mapping.write(offset, bytes);
+    mapping.sync()
 }
 
 /// Stops the file system of `file` without writing anything more.
