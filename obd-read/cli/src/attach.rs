@@ -3,13 +3,21 @@
 //! `obd attach`, `obd detach`, `obd list`: images as block devices.
 
 use crate::config;
-use crate::driver::Driver;
+use crate::driver::{
+    Driver,
+    Status, //
+};
 use crate::error::{
     Error,
     Result, //
 };
 use crate::open::StackArgs;
 use crate::ui;
+use crate::userspace::{
+    self,
+    ServeArgs,
+    Serving, //
+};
 use serde::Serialize;
 use std::fs;
 use std::path::{
@@ -19,7 +27,7 @@ use std::path::{
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-/// Attach layers as a read-only block device of the kernel's driver.
+/// Attach layers as a read-only block device of the kernel's driver, or of a process.
 ///
 /// Prints the device. A configuration's resultFile gets "success" or
 /// "failed:REASON".
@@ -38,13 +46,16 @@ pub(crate) struct Args {
     configfs: Option<PathBuf>,
 
     #[command(flatten)]
+    serve: ServeArgs,
+
+    #[command(flatten)]
     stack: StackArgs,
 }
 
 /// Detach a block device.
 #[derive(clap::Args)]
 pub(crate) struct DetachArgs {
-    /// Its name, in configfs (image0) or as a disk (/dev/obd0).
+    /// Its name, in configfs (image0) or as a disk (/dev/obd0, /dev/ublkb0).
     #[arg(required = true, value_name = "NAME")]
     names: Vec<String>,
 
@@ -67,32 +78,56 @@ pub(crate) struct ListArgs {
 
 /// What was attached.
 #[derive(Serialize)]
-struct Attached<'a> {
-    name: &'a str,
-    device: &'a Path,
+pub(crate) struct Attached {
+    pub(crate) name: String,
+    pub(crate) device: PathBuf,
 }
 
 /// Runs `obd attach`.
 pub(crate) fn run(args: &Args, json: bool, interrupted: &Arc<AtomicBool>) -> Result<()> {
+    if args.serve.is_elsewhere() {
+        return userspace::spawn();
+    }
     let result_file = match args.stack.config() {
         Some(config) => config::result_file(config)?,
         None => None,
     };
-    let result = attach(args, json, interrupted);
+    let result = attach(args, interrupted);
+    let mut written = Ok(());
     if let Some(path) = result_file {
         let text = match &result {
-            Ok(()) => "success".to_owned(),
+            Ok(_) => "success".to_owned(),
             Err(error) => format!("failed:{error}"),
         };
-        let written = fs::write(&path, text).map_err(|error| Error::io("write", path, error));
-        // That attaching failed says more than that nobody can be told.
-        return result.and(written);
+        written = fs::write(&path, text).map_err(|error| Error::io("write", path, error));
     }
-    result
+    // That attaching failed says more than that nobody can be told.
+    let (attached, serving) = result?;
+    let Some(serving) = serving else {
+        announce(&attached, json);
+        return written;
+    };
+    if let Err(error) = written {
+        return serving.stop().and(Err(error));
+    }
+    announce(&attached, json);
+    serving.run()
 }
 
-fn attach(args: &Args, json: bool, interrupted: &Arc<AtomicBool>) -> Result<()> {
-    let driver = Driver::new(args.configfs.as_deref())?;
+/// Says what was attached.
+fn announce(attached: &Attached, json: bool) {
+    match json {
+        true => crate::print_json(attached),
+        false => ui::print(&attached.device.display().to_string()),
+    }
+}
+
+/// Attaches what `args` name; with what serves it, if that is this process.
+fn attach(args: &Args, interrupted: &Arc<AtomicBool>) -> Result<(Attached, Option<Serving>)> {
+    let driver = match args.serve.is_asked_for() {
+        true => None,
+        false => Some(Driver::new(args.configfs.as_deref())?),
+    };
     let mut layers = Vec::new();
     for file in args.stack.checked_files(interrupted)? {
         if file.index.is_some() {
@@ -104,18 +139,18 @@ fn attach(args: &Args, json: bool, interrupted: &Arc<AtomicBool>) -> Result<()> 
         let path = fs::canonicalize(&file.path);
         layers.push(path.map_err(|error| Error::io("find", file.path, error))?);
     }
+    let Some(driver) = driver else {
+        let serving = args.serve.start(layers, args.zfile)?;
+        return Ok((serving.attached(), Some(serving)));
+    };
     let device = driver.create(args.name.as_deref())?;
     match device.attach(&layers, args.zfile) {
         Ok(disk) => {
-            if json {
-                crate::print_json(&Attached {
-                    name: device.name(),
-                    device: &disk,
-                });
-            } else {
-                ui::print(&disk.display().to_string());
-            }
-            Ok(())
+            let attached = Attached {
+                name: device.name().to_owned(),
+                device: disk,
+            };
+            Ok((attached, None))
         }
         Err(error) => {
             // It was made for this only; why it failed says more than that
@@ -128,18 +163,36 @@ fn attach(args: &Args, json: bool, interrupted: &Arc<AtomicBool>) -> Result<()> 
 
 /// Runs `obd detach`.
 pub(crate) fn detach(args: &DetachArgs, interrupted: &AtomicBool) -> Result<()> {
-    let driver = Driver::new(args.configfs.as_deref())?;
     for name in &args.names {
-        driver.find(name)?.detach(args.force, interrupted)?;
+        match obd_ublk::number(name) {
+            Some(id) => userspace::detach(id, args.force, interrupted)?,
+            None => Driver::new(args.configfs.as_deref())?
+                .find(name)?
+                .detach(args.force, interrupted)?,
+        }
     }
     Ok(())
 }
 
+/// All devices: the driver's, if it is there, and those served from userspace.
+fn devices(configfs: Option<&Path>) -> Result<Vec<Status>> {
+    let served = userspace::devices()?;
+    let driver = match (Driver::new(configfs), &served, configfs) {
+        // It may well be missing where the other way is open.
+        (Err(_), Some(_), None) => None,
+        (driver, ..) => Some(driver?),
+    };
+    let mut devices = Vec::new();
+    for device in driver.map_or(Ok(Vec::new()), |driver| driver.devices())? {
+        devices.push(device.status()?);
+    }
+    devices.extend(served.unwrap_or_default());
+    Ok(devices)
+}
+
 /// Runs `obd list`.
 pub(crate) fn list(args: &ListArgs, json: bool) -> Result<()> {
-    let driver = Driver::new(args.configfs.as_deref())?;
-    for device in driver.devices()? {
-        let status = device.status()?;
+    for status in devices(args.configfs.as_deref())? {
         if json {
             let line = serde_json::to_string(&status);
             // Maps with keys that are no strings are all that can fail: none here.

@@ -55,6 +55,9 @@ pub(crate) struct Status {
     pub(crate) layers: Vec<PathBuf>,
     /// Whether it is the content of one zfile.
     pub(crate) zfile: bool,
+    /// The process that serves it, if it is one of the ublk driver's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) server: Option<u32>,
     /// Sizes and counters, while it is attached.
     pub(crate) stats: BTreeMap<String, u64>,
 }
@@ -231,6 +234,7 @@ impl Device {
             device: self.disk()?.map(|disk| Path::new("/dev").join(disk)),
             layers: self.read("layers")?.lines().map(PathBuf::from).collect(),
             zfile: self.read("zfile")?.trim() == "1",
+            server: None,
             stats: stats
                 .lines()
                 .filter_map(|line| {

@@ -81,6 +81,13 @@ pub(crate) enum Error {
     /// A layer store could not be used.
     #[error("{0}")]
     Store(obd_store::Error),
+    /// The kernel's ublk driver could not be used.
+    #[error("{0}")]
+    Ublk(#[from] obd_ublk::Error),
+    /// Another process of this program has said what is wrong, and ended with this
+    /// exit code.
+    #[error("exit code {0}")]
+    Reported(u8),
     /// An engine does not do what it should.
     #[error("{device}: {check}: {reason}")]
     Check {
@@ -149,6 +156,8 @@ impl Error {
             | Error::Source { .. } => 1,
             Error::Exists(_) | Error::NotAFile(_) | Error::Present(_) | Error::Layer { .. } => 2,
             Error::Attach { image: true, .. } => 1,
+            Error::Ublk(_) => 3,
+            Error::Reported(code) => *code,
             Error::Device { .. } => 2,
             Error::Attach { .. } | Error::Io { .. } => 3,
             Error::Interrupted => 130,

@@ -22,6 +22,7 @@ mod open;
 mod output;
 mod store;
 mod ui;
+mod userspace;
 mod verify;
 mod write;
 
@@ -93,7 +94,9 @@ fn main() -> ExitCode {
     match run(&Cli::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {error}");
+            if !matches!(error, error::Error::Reported(_)) {
+                eprintln!("error: {error}");
+            }
             ExitCode::from(error.exit_code())
         }
     }

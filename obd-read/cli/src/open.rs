@@ -11,11 +11,19 @@ use crate::error::{
     Result, //
 };
 use crate::ui::Progress;
+use obd_core::budget::{
+    Budget,
+    MAX_MEMORY, //
+};
 use obd_core::error::{
     LayerError,
     Unsupported, //
 };
 use obd_core::lsmt::Opened;
+use obd_core::{
+    Window,
+    tar, //
+};
 use obd_host::{
     File,
     Host,
@@ -203,6 +211,30 @@ impl StackArgs {
             paths: files.into_iter().map(|file| file.path).collect(),
         }))
     }
+}
+
+/// Opens layers, bottom to top, that are not written to, with bounded memory.
+pub(crate) fn open_image(paths: &[PathBuf]) -> Result<Image> {
+    let mut budget = Budget::new(MAX_MEMORY);
+    let mut layers = Vec::new();
+    for path in paths {
+        let layer = Layer::open_within(open(path)?, &mut budget);
+        layers.push(layer.map_err(|error| format_error(path, error))?);
+    }
+    Image::new(layers).map_err(Error::Stack)
+}
+
+/// Opens a zfile, whatever it holds, with bounded memory.
+pub(crate) fn open_zfile(path: &Path) -> Result<ZFile> {
+    let file = Window::whole(open(path)?);
+    let payload = match tar::payload(&file) {
+        Ok(Some(payload)) => file.part(payload.offset, payload.len),
+        Ok(None) => Ok(file),
+        Err(error) => Err(error),
+    };
+    payload
+        .and_then(|file| ZFile::open_within(file, &mut Budget::new(MAX_MEMORY)))
+        .map_err(|error| format_error(path, error))
 }
 
 /// A number for files as they are now, by name, age and size.
