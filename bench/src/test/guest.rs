@@ -7,6 +7,7 @@ mod fsync;
 mod groups;
 mod lbio;
 mod obd;
+mod obd_userspace;
 pub(super) mod race;
 mod stack;
 mod virtual_time;
@@ -76,8 +77,8 @@ struct Group {
     write_cache: bool,
     /// Queues for reads around the block layer, beside one per CPU.
     lbio: Lbio,
-    /// Whether the cases are about overlaybd images.
-    obd: bool,
+    /// Who reads overlaybd images, if the cases are about those.
+    obd: Option<obd::Reader>,
     cases: &'static [Case],
 }
 
@@ -253,7 +254,7 @@ fn start(ctx: &Context, group: &Group) -> Result<Fixture> {
     setup::ensure(ctx, &[Need::Build, Need::Boot, Need::Workloads])?;
     let built = kernel::build(ctx, group.flavour, group.variant, None)?;
     let obd = match (group.obd, built.config.parent()) {
-        (true, Some(build)) => Some(obd::Files::new(ctx, build.to_path_buf())?),
+        (Some(reader), Some(build)) => Some(obd::Files::new(ctx, reader, build.to_path_buf())?),
         _ => None,
     };
     let out = ctx.cache_dir("test")?;
@@ -268,7 +269,7 @@ fn start(ctx: &Context, group: &Group) -> Result<Fixture> {
             accel: Accel::Auto,
             cpus: group.cpus,
             // The images' files and devices are cached beside each other.
-            memory_mib: if group.obd { 2048 } else { 1024 },
+            memory_mib: if group.obd.is_some() { 2048 } else { 1024 },
             iommu: group.iommu,
             drives: vec![Drive {
                 backend: Backend::Nbd(server.socket()),

@@ -14,6 +14,7 @@ use super::{
     fsync,
     lbio,
     obd,
+    obd_userspace,
     stack, //
 };
 use crate::guest::Iommu;
@@ -33,7 +34,7 @@ pub(super) const PLAIN: Group = Group {
     lba: 512,
     write_cache: true,
     lbio: Lbio::None,
-    obd: false,
+    obd: None,
     cases: &[],
 };
 
@@ -218,7 +219,7 @@ const LBIO_DENIED: Group = Group {
 
 const OBD: Group = Group {
     name: "guest/obd",
-    obd: true,
+    obd: Some(obd::Reader::Driver),
     cases: &[
         ("boots", boots),
         ("fixtures", obd::fixtures),
@@ -249,6 +250,26 @@ const OBD_DEBUG: Group = Group {
     ..OBD
 };
 
+/// A kernel without the driver: the fallback has to do.
+const OBD_USERSPACE: Group = Group {
+    name: "guest/obd-userspace",
+    flavour: Flavour::Native,
+    obd: Some(obd::Reader::Userspace),
+    cases: &[
+        ("boots", boots),
+        ("fixtures", obd::fixtures),
+        ("parts", obd::parts),
+        ("file-system", obd::file_system),
+        ("parallel-reads", obd_userspace::parallel_reads),
+        ("damaged-block", obd_userspace::damaged_block),
+        ("tool", obd_userspace::tool),
+        ("ends", obd_userspace::ends),
+        ("detach-under-load", obd_userspace::detach_under_load),
+        ("killed-server", obd_userspace::killed_server),
+    ],
+    ..PLAIN
+};
+
 /// Every group of the suite.
 pub(super) const GROUPS: &[&Group] = &[
     &NATIVE,
@@ -262,4 +283,5 @@ pub(super) const GROUPS: &[&Group] = &[
     &DEBUG,
     &OBD,
     &OBD_DEBUG,
+    &OBD_USERSPACE,
 ];

@@ -23,8 +23,18 @@ const LONG: Duration = Duration::from_secs(600);
 /// Images beyond this are read in parts.
 const WHOLE_BYTES: u64 = 512 << 20;
 
+/// Who reads the images in the guest.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Reader {
+    /// The kernel's driver.
+    Driver,
+    /// A process of the tool's, through the kernel's ublk driver.
+    Userspace,
+}
+
 /// Files of the host that the guest uses, which sees them at the same place.
 pub(super) struct Files {
+    reader: Reader,
     /// The tool.
     tool: PathBuf,
     /// The driver.
@@ -83,8 +93,9 @@ impl Image {
 
 impl Files {
     /// Builds the tool; `kernel` is the build folder of the guest's kernel.
-    pub(super) fn new(ctx: &Context, kernel: PathBuf) -> Result<Self> {
+    pub(super) fn new(ctx: &Context, reader: Reader, kernel: PathBuf) -> Result<Self> {
         let files = Self {
+            reader,
             tool: build_tool(ctx)?,
             module: kernel.join("drivers/block/obd/obd.ko"),
             fixtures: ctx.root().join("obd-read/fixtures"),
@@ -140,10 +151,15 @@ pub(super) fn build_tool(ctx: &Context) -> Result<PathBuf> {
     Ok(target.join("release/obd"))
 }
 
-/// What every script begins with: the tool, the images, and the driver loaded.
-fn prologue(files: &Files) -> String {
+/// What every script begins with: the tool, how it attaches, the images, and the
+/// driver loaded.
+pub(super) fn prologue(files: &Files) -> String {
+    let (how, load) = match files.reader {
+        Reader::Driver => ("", "test -d /sys/kernel/config/obd || insmod $module"),
+        Reader::Userspace => (" --userspace", ""),
+    };
     format!(
-        "obd={}; module={}; exports={}; cd {}; test -d /sys/kernel/config/obd || insmod $module\n",
+        "obd={}; attach=\"$obd attach{how}\"; module={}; exports={}; cd {}\n{load}\n",
         files.tool.display(),
         files.module.display(),
         files.exports.display(),
@@ -159,7 +175,7 @@ fail() { echo "$*" >&2; exit 1; }
 devs=
 same() {
     raw=$1 bytes=$2 mode=$3; shift 3
-    if dev=$($obd attach $mode "$@" 2>/run/why); then
+    if dev=$($attach $mode "$@" 2>/run/why); then
         if [ $raw = - ]; then
             if cat $dev >/dev/null 2>&1; then fail "$*: read, and cannot be decoded"; fi
         else
@@ -215,7 +231,7 @@ pub(super) fn parts(f: &mut Fixture) -> Result<()> {
         if entry["virtual_size"].as_u64() <= Some(WHOLE_BYTES) {
             continue;
         }
-        let _ = writeln!(script, "dev=$($obd attach {file})");
+        let _ = writeln!(script, "dev=$($attach {file})");
         for read in entry["reads"].as_array().into_iter().flatten() {
             let _ = writeln!(
                 script,
@@ -235,7 +251,7 @@ pub(super) fn parts(f: &mut Fixture) -> Result<()> {
 /// the device stays.
 pub(super) fn file_system(f: &mut Fixture) -> Result<()> {
     let script = prologue(f.obd()?)
-        + "dev=$($obd attach --name fs a-ext4-0.layer a-ext4-1.layer a-ext4-2.layer)
+        + "dev=$($attach a-ext4-0.layer a-ext4-1.layer a-ext4-2.layer)
            mkdir -p /mnt/fs; mount -t ext4 -o ro $dev /mnt/fs
            awk -F '\\t' '$2 == \"file\" { print $8 \"  \" $1 }' a-ext4-2.files.tsv > /run/sums
            [ $(wc -l < /run/sums) -gt 200 ]
@@ -245,7 +261,7 @@ pub(super) fn file_system(f: &mut Fixture) -> Result<()> {
            no touch /mnt/fs/new 2>/dev/null
            umount /mnt/fs
            no dd if=/dev/zero of=$dev bs=512 count=1 2>/dev/null
-           $obd detach fs
+           $obd detach $dev
            no test -e $dev";
     f.sh(&script).map(drop)
 }
