@@ -172,7 +172,10 @@ pub(crate) fn measure(
     let mut guests = Vec::new();
     for kernel in kernels {
         let config = kernel.boot_config(&format!("{}-virtual", kernel.name()), logs);
-        guests.push(Guest::boot(ctx, &config)?);
+        let mut guest = Guest::boot(ctx, &config)?;
+        // An idle guest is busy with the timers of the time that it skips.
+        guest.pause()?;
+        guests.push(guest);
     }
     let halves: Vec<Result<Measured>> = thread::scope(|scope| {
         let threads: Vec<_> = guests
@@ -180,7 +183,12 @@ pub(crate) fn measure(
             .zip(kernels)
             .map(|(guest, kernel)| {
                 let (bar, spots) = (&bar, &spots);
-                scope.spawn(move || on_kernel(guest, kernel, plan, spots, bar))
+                scope.spawn(move || {
+                    guest.resume()?;
+                    let measured = on_kernel(guest, kernel, plan, spots, bar)?;
+                    guest.pause()?;
+                    Ok(measured)
+                })
             })
             .collect();
         let join = |thread: thread::ScopedJoinHandle<'_, _>| {
@@ -207,7 +215,10 @@ pub(crate) fn measure(
         .collect();
     if measured.complete {
         // A fault in a log makes the numbers worthless.
-        guests.into_iter().try_for_each(Guest::shutdown)?;
+        for mut guest in guests {
+            guest.resume()?;
+            guest.shutdown()?;
+        }
     }
     Ok(measured)
 }

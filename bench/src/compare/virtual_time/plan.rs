@@ -204,9 +204,9 @@ impl Plan {
             device_ns: if quick {
                 vec![30_000, 100_000]
             } else {
-                vec![10_000, 30_000, 100_000, 200_000]
+                vec![10_000, 30_000, 100_000]
             },
-            ops: if quick { 40 } else { 200 },
+            ops: if quick { 40 } else { 60 },
             warmup: if quick { 10 } else { 20 },
             seed,
             repeats: if quick { 2 } else { 3 },
@@ -264,9 +264,9 @@ mod tests {
     fn test_plan_holds_every_call_of_every_kind() {
         let all = plan(&[], false);
         assert_eq!(all.rows.len(), 48);
-        assert_eq!(all.spots().len(), 16);
+        assert_eq!(all.spots().len(), 12);
         let calls: usize = all.spots().iter().map(|spot| spot.calls.len()).sum();
-        assert_eq!(calls, 16 * 11 + 8);
+        assert_eq!(calls, 12 * 11 + 8);
     }
 
     #[test]
