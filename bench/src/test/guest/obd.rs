@@ -18,7 +18,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 /// All fixtures, one after another, on a slow machine with checks in the kernel.
-const LONG: Duration = Duration::from_secs(600);
+pub(super) const LONG: Duration = Duration::from_secs(600);
 
 /// Images beyond this are read in parts.
 const WHOLE_BYTES: u64 = 512 << 20;

@@ -3,12 +3,11 @@
 //! through ublk. What is read is compared as for the driver, see [`super::obd`].
 
 use super::Fixture;
-use super::obd::prologue;
+use super::obd::{
+    LONG,
+    prologue, //
+};
 use crate::error::Result;
-use std::time::Duration;
-
-/// Many devices or readers, on a slow machine.
-const LONG: Duration = Duration::from_secs(300);
 
 /// Waits until there is no ublk device left, nor anything written of one.
 const GONE: &str = r#"
