@@ -19,7 +19,7 @@ const METHOD: &str = "Every workload runs once on every stack per pair, with the
 /// How the stacks shared a machine that is never quite idle.
 pub(crate) fn method(provenance: &Provenance) -> String {
     let turns = if provenance.guest.is_some() {
-        "Each stack has a guest of its own; inside a pair the guests take turns of a twentieth of a second, standing still \
+        "Each stack has a guest of its own; inside a pair the guests take turns of a quarter of a second, standing still \
          in between, so that whatever else the machine does meets all of them alike."
     } else {
         "Inside a pair the stacks run one after the other, in an order shuffled by the seed, so that a drift of the \
