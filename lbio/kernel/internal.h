@@ -204,8 +204,8 @@ static inline void lbio_count(enum lbio_event event)
 #define LBIO_TICK		(HZ / 4)
 
 /* As many pages as the IOMMU's cache of I/O addresses serves. */
-#define LBIO_CHUNK_ORDER	5
-#define LBIO_CHUNK_PAGES	(1 << LBIO_CHUNK_ORDER)
+#define LBIO_CHUNK_PAGES	32
+#define LBIO_CHUNK_ORDER	ilog2(LBIO_CHUNK_PAGES)
 
 /**
  * struct lbio_chunk - pages that are mapped for DMA together
