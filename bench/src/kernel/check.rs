@@ -33,6 +33,7 @@ use crate::setup::kernel_tools;
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
+use std::thread;
 use std::time::Instant;
 
 /// What checkpatch need not say: there is no sign-off before a person mails
@@ -70,12 +71,11 @@ pub(crate) struct SeriesReport {
 }
 
 impl SeriesReport {
-    fn add(&mut self, step: &Step, check: &str, run: impl FnOnce() -> Outcome) {
-        let begin = Instant::now();
+    fn add(&mut self, step: &Step, check: &str, (outcome, seconds): (Outcome, f64)) {
         self.cases.push(Case {
             name: case_name(step, check),
-            outcome: run(),
-            seconds: begin.elapsed().as_secs_f64(),
+            outcome,
+            seconds,
         });
     }
 
@@ -134,7 +134,7 @@ pub(super) fn run(ctx: &Context, source: Option<&Path>) -> Result<SeriesReport> 
         copy_build(ctx, from, &out)?;
     }
     let flavour = Flavour::Patched;
-    let checker = Checker {
+    let mut builder = Builder {
         ctx,
         kernel: &kernel,
         make: Make::new(
@@ -144,6 +144,7 @@ pub(super) fn run(ctx: &Context, source: Option<&Path>) -> Result<SeriesReport> 
             &kernel_tools(ctx)?,
         ),
         fragments: Fragments::of(ctx.root(), flavour, Variant::Bench)?,
+        configured: false,
     };
     let commits: Vec<String> = kernel
         .state()
@@ -154,19 +155,35 @@ pub(super) fn run(ctx: &Context, source: Option<&Path>) -> Result<SeriesReport> 
     let [applies, checkpatch, builds] = CHECKS;
     for (index, step) in steps.iter().enumerate() {
         let Some(commit) = commits.get(index) else {
-            report.add(step, applies, || match &applied {
+            let outcome = match &applied {
                 Err(error) if index == commits.len() => Outcome::Failed(error.to_string()),
                 _ => Outcome::Skipped("an entry before it does not apply".to_owned()),
-            });
+            };
+            report.add(step, applies, (outcome, 0.0));
             continue;
         };
-        report.add(step, applies, || {
-            outcome(kernel.checkout(ctx, commit).map(|()| None))
+        let checkout = || kernel.checkout(ctx, commit).map(|()| None);
+        report.add(step, applies, timed(checkout));
+        // Side by side: both only read the sources, and neither fills two CPUs.
+        let (linted, built) = thread::scope(|scope| {
+            let lint = scope.spawn(|| timed(|| lint(&kernel, commit)));
+            let built = timed(|| builder.build(step, commit));
+            match lint.join() {
+                Ok(linted) => (linted, built),
+                Err(panic) => std::panic::resume_unwind(panic),
+            }
         });
-        report.add(step, checkpatch, || outcome(checker.lint(commit)));
-        report.add(step, builds, || outcome(checker.build(step, commit)));
+        report.add(step, checkpatch, linted);
+        report.add(step, builds, built);
     }
     Ok(report)
+}
+
+/// The outcome of a check, and how long it took in seconds.
+fn timed(check: impl FnOnce() -> Result<Option<String>>) -> (Outcome, f64) {
+    let begin = Instant::now();
+    let outcome = outcome(check());
+    (outcome, begin.elapsed().as_secs_f64())
 }
 
 /// A check that could not be made is a check that failed.
@@ -178,49 +195,49 @@ fn outcome(result: Result<Option<String>>) -> Outcome {
     }
 }
 
-struct Checker<'a> {
+/// Runs checkpatch on a commit; gives what it complains about.
+fn lint(kernel: &Kernel, commit: &str) -> Result<Option<String>> {
+    let dir = tempfile::tempdir().at("create", "a temporary folder")?;
+    let patch = dir.path().join("patch");
+    let text = format_patch(kernel.git(), commit).output()?.stdout;
+    fs::write(&patch, text).at("write", &patch)?;
+    let tool = Tool::new("perl")
+        .args([
+            "scripts/checkpatch.pl",
+            "--strict",
+            "--show-types",
+            "--no-summary",
+        ])
+        .args(["--color=never", "--terse", "--ignore", IGNORED])
+        .arg(&patch)
+        .dir(kernel.dir());
+    let output = tool.command().output().at("run perl in", kernel.dir())?;
+    if output.status.success() {
+        return Ok(None);
+    }
+    // Its helpers' tracebacks on standard error matter only if it does
+    // not get to complain itself.
+    let said = match output.stdout.is_empty() {
+        true => output.stderr,
+        false => output.stdout,
+    };
+    Ok(Some(complaints(&String::from_utf8_lossy(&said), &patch)))
+}
+
+/// Builds one step of the series after the other.
+struct Builder<'a> {
     ctx: &'a Context,
     kernel: &'a Kernel,
     make: Make,
     fragments: Fragments,
+    /// The build folder's configuration is the one of the last step built.
+    configured: bool,
 }
 
-impl Checker<'_> {
-    /// Runs checkpatch on a commit; gives what it complains about.
-    fn lint(&self, commit: &str) -> Result<Option<String>> {
-        let dir = tempfile::tempdir().at("create", "a temporary folder")?;
-        let patch = dir.path().join("patch");
-        let text = format_patch(self.kernel.git(), commit).output()?.stdout;
-        fs::write(&patch, text).at("write", &patch)?;
-        let tool = Tool::new("perl")
-            .args([
-                "scripts/checkpatch.pl",
-                "--strict",
-                "--show-types",
-                "--no-summary",
-            ])
-            .args(["--color=never", "--terse", "--ignore", IGNORED])
-            .arg(&patch)
-            .dir(self.kernel.dir());
-        let output = tool
-            .command()
-            .output()
-            .at("run perl in", self.kernel.dir())?;
-        if output.status.success() {
-            return Ok(None);
-        }
-        // Its helpers' tracebacks on standard error matter only if it does
-        // not get to complain itself.
-        let said = match output.stdout.is_empty() {
-            true => output.stderr,
-            false => output.stdout,
-        };
-        Ok(Some(complaints(&String::from_utf8_lossy(&said), &patch)))
-    }
-
+impl Builder<'_> {
     /// Builds the folders that a commit touches; gives the first warning in
     /// files of the commit.
-    fn build(&self, step: &Step, commit: &str) -> Result<Option<String>> {
+    fn build(&mut self, step: &Step, commit: &str) -> Result<Option<String>> {
         let touched =
             self.kernel
                 .git()
@@ -228,16 +245,19 @@ impl Checker<'_> {
         let touched: Vec<&str> = touched.lines().collect();
         let targets = targets(self.kernel.dir(), &touched);
         let logs = self.ctx.cache_dir("log")?;
-        let config_log = logs.join("check-config.log");
-        // Options that come with later entries do not exist yet.
-        config::configure(
-            self.ctx,
-            &self.make,
-            Start::AllNo,
-            &self.fragments,
-            &Fragments::default(),
-            &config_log,
-        )?;
+        self.configured &= !touched.iter().any(|path| is_kconfig(path));
+        if !self.configured {
+            // Options that come with later entries do not exist yet.
+            config::configure(
+                self.ctx,
+                &self.make,
+                Start::AllNo,
+                &self.fragments,
+                &Fragments::default(),
+                &logs.join("check-config.log"),
+            )?;
+            self.configured = true;
+        }
         let log = logs.join(format!("check-{}.log", step.name));
         let what = format!("Building {} after {}", targets.join(" "), step.name);
         self.make.run(self.ctx, &targets, &what, None, &log)?;
@@ -320,6 +340,12 @@ fn targets(tree: &Path, touched: &[&str]) -> Vec<String> {
     }
 }
 
+/// Whether configurations depend on the file.
+fn is_kconfig(path: &str) -> bool {
+    let name = path.rsplit('/').next().unwrap_or(path);
+    name.starts_with("Kconfig")
+}
+
 /// The first warning about one of the touched files in a build's output.
 fn warning(log: &str, touched: &[&str]) -> Option<String> {
     log.lines()
@@ -354,6 +380,16 @@ mod tests {
         assert_eq!(targets(tree.path(), &touched), ["block/", "fs/ext4/"]);
         assert_eq!(targets(tree.path(), &["block/lbio/x.c"]), ["block/lbio/"]);
         assert_eq!(targets(tree.path(), &["include/linux/fs.h"]), ["prepare"]);
+    }
+
+    #[test]
+    fn test_kconfig_files_are_known_by_name() {
+        for path in ["Kconfig", "block/Kconfig", "lib/Kconfig.debug"] {
+            assert!(is_kconfig(path), "{path}");
+        }
+        for path in ["scripts/kconfig/conf.c", "block/Makefile", "Kconfig/x.c"] {
+            assert!(!is_kconfig(path), "{path}");
+        }
     }
 
     #[test]
