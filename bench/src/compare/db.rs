@@ -18,7 +18,7 @@ const RUN: &str = "db-run";
 const VALUE: u64 = 1024;
 /// Size of a key in bytes.
 const KEY: u64 = 16;
-/// db_bench's fillsync does a thousandth of `--num`; far more than fit.
+/// db_bench's fillsync puts a thousandth of `--num` different keys.
 const FILL: u64 = 100_000_000;
 
 /// A benchmark.

@@ -195,10 +195,10 @@ fn measurement(call: Call, plan: &Plan) -> String {
                 "{GUEST_BINARY} work {args} --mark sync --seed {seed} --ops {} --warmup {}",
                 plan.ops, plan.warmup
             ),
-            // It makes a thousandth of --num.
+            // Its keys are a thousandth of --num, its puts all of it unless told.
             None => format!(
-                "db_bench --benchmarks=fillsync --db=new --num={PUTS}000 --threads=1 \
-                 --compression_type=none --seed={} 2>/run/db_bench.log | grep ^fillsync || \
+                "db_bench --benchmarks=fillsync --db=new --num={PUTS}000 --writes={PUTS} \
+                 --threads=1 --compression_type=none --seed={} 2>/run/db_bench.log | grep ^fillsync || \
                  {{ tail -n 1 /run/db_bench.log >&2; exit 1; }}",
                 // Zero would ask for the clock; the sign bit is refused.
                 (seed >> 1).max(1)
@@ -329,6 +329,7 @@ pub(super) mod tests {
             "mount -t ext4 -o aios /dev/vtime",
             "echo 1 > /sys/kernel/aios/enabled",
             "--seed 8",
+            "--num=1000000 --writes=1000 ",
         ] {
             assert!(script.contains(part), "{part}: {script}");
         }
