@@ -10,6 +10,7 @@ pub mod marker;
 pub mod protocol;
 pub mod race;
 pub mod sync;
+mod together;
 pub mod work;
 
 /// Name of the virtio-serial port between the agent and the harness.

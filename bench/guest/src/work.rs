@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-//! Small single-threaded workloads with marked operations, and their result.
+//! Small workloads with marked operations, and their result.
 
 use crate::durable::{
     self,
@@ -13,6 +13,10 @@ use crate::mapping::{
 use crate::marker::{
     self,
     mark, //
+};
+use crate::together::{
+    Begin,
+    together, //
 };
 use serde::{
     Deserialize,
@@ -33,7 +37,10 @@ use std::path::{
     Path,
     PathBuf, //
 };
-use std::time::Instant;
+use std::time::{
+    Duration,
+    Instant, //
+};
 
 /// `EXT4_IOC_SET_AIOS`, `_IOW('f', 48, __u32)`: opts an open file in to
 /// (1) or out of (0) the asynchronous I/O stack.
@@ -131,6 +138,10 @@ pub struct Work {
     /// O_DSYNC the write is it].
     #[arg(long)]
     pub mark: Option<Mark>,
+    /// Threads that do it at once, each as often, to the files FILE.0, FILE.1
+    /// and so on [default: one, to FILE].
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=256))]
+    pub threads: Option<u32>,
 }
 
 /// What a workload took; printed as one line of JSON.
@@ -138,11 +149,12 @@ pub struct Work {
 pub struct WorkResult {
     /// What was done.
     pub workload: Kind,
-    /// Measured operations.
+    /// Measured operations, of all threads together.
     pub ops: u32,
     /// Bytes per operation.
     pub bs: u32,
-    /// Wall-clock time of all measured operations, ns.
+    /// Wall-clock time of all measured operations, ns: from the first thread's
+    /// begin to the last one's end.
     pub elapsed_ns: u64,
     /// Mean latency of the marked operation, ns.
     pub lat_mean_ns: f64,
@@ -176,12 +188,59 @@ pub enum WorkError {
 
 type Result<T> = std::result::Result<T, WorkError>;
 
+/// The measured operations of one thread.
+struct Window {
+    /// Latencies of the marked operations, ns.
+    latency: Vec<u64>,
+    start: Instant,
+    end: Instant,
+}
+
 impl Work {
     /// Runs the workload. Buffered reads drop the file from the page cache
     /// first, so that each one reaches the drive.
     pub fn run(&self) -> Result<WorkResult> {
-        let total = u64::from(self.ops) + u64::from(self.warmup);
         let bs = self.check()?;
+        let threads = self.threads.unwrap_or(1);
+        let Some(ops) = self.ops.checked_mul(threads) else {
+            return Err(WorkError::Invalid("too many --ops".to_owned()));
+        };
+        let windows = together(threads as usize, |number, begin| {
+            self.of_thread(number).window(bs, begin)
+        });
+        let windows = self.at("start threads for", windows)?;
+        let windows: Vec<Window> = windows.into_iter().collect::<Result<_>>()?;
+
+        let start = windows.iter().map(|window| window.start).min();
+        let end = windows.iter().map(|window| window.end).max();
+        let elapsed = start.zip(end).map(|(start, end)| end - start);
+        let mut latency: Vec<u64> = windows.into_iter().flat_map(|w| w.latency).collect();
+        latency.sort_unstable();
+        Ok(WorkResult {
+            workload: self.kind,
+            ops,
+            bs: self.bs,
+            elapsed_ns: nanoseconds(elapsed.unwrap_or_default()),
+            lat_mean_ns: mean(&latency),
+            lat_p50_ns: percentile(&latency, 50),
+            lat_p99_ns: percentile(&latency, 99),
+        })
+    }
+
+    /// What one of the threads does: the same elsewhere.
+    fn of_thread(&self, number: usize) -> Self {
+        let mut work = self.clone();
+        if self.threads.is_some() {
+            work.file = self.file.with_added_extension(number.to_string());
+            work.seed = self.seed.wrapping_add(number as u64);
+        }
+        work
+    }
+
+    /// All operations of one thread, with blocks of `bs` bytes; calls `begin`
+    /// before those that are measured.
+    fn window(&self, bs: usize, begin: Begin<'_>) -> Result<Window> {
+        let total = u64::from(self.ops) + u64::from(self.warmup);
         let file = self.open()?;
         let blocks = self.blocks(&file, total)?;
         if self.opt_in {
@@ -234,24 +293,19 @@ impl Work {
         for op in 0..u64::from(self.warmup) {
             operate(op)?;
         }
+        begin();
         let start = Instant::now();
         mark::<{ marker::WINDOW_BEGIN }>();
         for (op, latency) in (u64::from(self.warmup)..).zip(&mut latency) {
             *latency = operate(op)?;
         }
         mark::<{ marker::WINDOW_END }>();
-        let elapsed_ns = nanoseconds(start);
+        let end = Instant::now();
         self.at("remove files beside", writer.clean_up())?;
-
-        latency.sort_unstable();
-        Ok(WorkResult {
-            workload: self.kind,
-            ops: self.ops,
-            bs: self.bs,
-            elapsed_ns,
-            lat_mean_ns: mean(&latency),
-            lat_p50_ns: percentile(&latency, 50),
-            lat_p99_ns: percentile(&latency, 99),
+        Ok(Window {
+            latency,
+            start,
+            end,
         })
     }
 
@@ -269,7 +323,7 @@ impl Work {
             mark::<{ marker::OP_BEGIN }>();
             let read = file.read_at(buffer, offset);
             mark::<{ marker::OP_END }>();
-            let latency = nanoseconds(start);
+            let latency = nanoseconds(start.elapsed());
             let read = self.at("read", read)?;
             return self.whole("read", read, buffer.len(), latency);
         }
@@ -285,14 +339,14 @@ impl Work {
             written = writer.write(op, offset, buffer);
             synced = writer.sync(offset, buffer.len());
             mark::<{ marker::OP_END }>();
-            latency = nanoseconds(start);
+            latency = nanoseconds(start.elapsed());
         } else {
             written = writer.write(op, offset, buffer);
             let start = Instant::now();
             mark::<{ marker::OP_BEGIN }>();
             synced = writer.sync(offset, buffer.len());
             mark::<{ marker::OP_END }>();
-            latency = nanoseconds(start);
+            latency = nanoseconds(start.elapsed());
         }
         let written = self.at("write", written)?;
         self.at("sync", synced)?;
@@ -426,7 +480,7 @@ fn touch(mapping: &Mapping, offset: u64) -> u64 {
     let byte = mapping.byte(at);
     mark::<{ marker::OP_END }>();
     std::hint::black_box(byte);
-    nanoseconds(start)
+    nanoseconds(start.elapsed())
 }
 
 /// Tells the kernel how the whole of `file` will be used.
@@ -532,8 +586,8 @@ pub(crate) fn split_mix(state: &mut u64) -> u64 {
     z ^ (z >> 31)
 }
 
-fn nanoseconds(since: Instant) -> u64 {
-    u64::try_from(since.elapsed().as_nanos()).unwrap_or(u64::MAX)
+fn nanoseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }
 
 fn mean(values: &[u64]) -> f64 {
@@ -567,6 +621,7 @@ mod tests {
             direct: false,
             opt_in: false,
             mark: None,
+            threads: None,
         }
     }
 
@@ -630,6 +685,29 @@ mod tests {
         assert_eq!(changed, 10);
         assert_eq!(result.ops, 8);
         assert!(result.lat_p50_ns <= result.lat_p99_ns);
+    }
+
+    #[test]
+    fn test_run_threads_have_files_and_seeds_of_their_own() {
+        let files = ["threads.0", "threads.1", "threads.2"].map(|name| scratch(name, 16));
+        let mut work = work(Kind::OverwriteFsync, &files[0].with_extension(""));
+        work.threads = Some(3);
+        let result = work.run().unwrap();
+        let contents = files.each_ref().map(|file| fs::read(file).unwrap());
+        // One of them cannot, and the others do not wait for it.
+        fs::remove_file(&files[1]).unwrap();
+        let failed = work.run();
+        for file in [&files[0], &files[2]] {
+            fs::remove_file(file).unwrap();
+        }
+        assert_eq!(result.ops, 24);
+        for content in &contents {
+            let changed = content.chunks(4096).filter(|block| block != &[1; 4096]);
+            assert_eq!(changed.count(), 10);
+        }
+        assert_ne!(contents[0], contents[1]);
+        let error = failed.unwrap_err().to_string();
+        assert!(error.contains("threads.1"), "{error}");
     }
 
     #[test]

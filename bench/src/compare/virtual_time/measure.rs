@@ -6,7 +6,8 @@ use super::plan::{
     Commit,
     Plan,
     Row,
-    Spot, //
+    Spot,
+    THREADS, //
 };
 use super::schema::Sample;
 use crate::context::Context;
@@ -43,6 +44,8 @@ const DEVICE_MIB: u32 = 256;
 const CACHE_MIB: u32 = 64;
 /// Size of the file that is overwritten, in MiB.
 const FILE_MIB: u32 = 4;
+/// Size of each thread's file, in KiB.
+const THREAD_FILE_KIB: u32 = 512;
 /// The device in the guest; the name of its folder in configfs.
 const DEVICE: &str = "vtime";
 /// Where it is mounted in the guest.
@@ -170,6 +173,14 @@ pub(super) fn script(kernel: &Kernel, stack: Stack, spot: &Spot, plan: &Plan) ->
         cache = if spot.cache { CACHE_MIB } else { 0 },
         mount = stack.mount_script(&format!("/dev/{DEVICE}"), MOUNT),
     );
+    if spot.calls.iter().any(|call| call.is_threaded()) {
+        script.push_str(&format!(
+            "for file in $(seq 0 {last}); do\n\
+             dd if=/dev/zero of=many.$file bs={THREAD_FILE_KIB}K count=1 2>/dev/null\n\
+             done\n",
+            last = THREADS - 1
+        ));
+    }
     let (locked, plain): (Vec<Call>, _) = spot.calls.iter().partition(|call| call.locks());
     for call in plain {
         script.push_str(&measurement(call, plan));
@@ -338,6 +349,22 @@ pub(super) mod tests {
         assert!(at("dioread_lock") > at("overwrite-fsync"));
         assert!(at("dioread_lock") > at("fillsync"));
         assert!(at("append-fsync") > at("dioread_lock"));
+    }
+
+    #[test]
+    fn test_script_makes_files_for_threads_alone() {
+        let plan = Plan::new(&[], true, 7).unwrap();
+        let script = |spot: &Spot| script(&kernel(Flavour::Native), Stack::Native, spot, &plan);
+        assert!(!script(&spot()).contains("many"));
+        let spot = Spot {
+            calls: vec![Call::FsyncX16],
+            ..spot()
+        };
+        let script = script(&spot);
+        assert!(script.find("seq 0 63").unwrap() < script.find("--threads 16").unwrap());
+        // Enough blocks of 4 KiB for the longest run.
+        let longest = Plan::new(&[], false, 7).unwrap();
+        assert!(THREAD_FILE_KIB / 4 >= longest.ops + longest.warmup);
     }
 
     #[test]

@@ -2,10 +2,7 @@
 //! `virtual-time.html`: latency against device time, one page without outside
 //! resources.
 
-use super::plan::{
-    Call,
-    Commit, //
-};
+use super::plan::Commit;
 use super::schema::{
     Calls,
     Results, //
@@ -97,7 +94,7 @@ fn write_table(body: &mut String, results: &Results) -> std::fmt::Result {
         write!(body, "<th>latency at {}</th>", table::micros(time as f64))?;
     }
     for &time in &shown {
-        write!(body, "<th>puts/s at {}</th>", table::micros(time as f64))?;
+        write!(body, "<th>ops/s at {}</th>", table::micros(time as f64))?;
     }
     writeln!(body, "</tr></thead>\n<tbody>")?;
     for calls in &results.calls {
@@ -114,9 +111,9 @@ fn write_table(body: &mut String, results: &Results) -> std::fmt::Result {
             write!(body, "<td>{}</td>", table::latency(calls, time))?;
         }
         for &time in &shown {
-            let rate = match calls.row.call {
-                Call::DbFillsync => table::rate(calls, time),
-                _ => String::new(),
+            let rate = match calls.row.call.has_rate() {
+                true => table::rate(calls, time),
+                false => String::new(),
             };
             write!(body, "<td>{rate}</td>")?;
         }

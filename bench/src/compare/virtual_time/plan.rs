@@ -57,11 +57,27 @@ pub(crate) enum Call {
     CreateFsyncLock,
     /// A synced put by RocksDB's db_bench.
     DbFillsync,
+    /// As `OverwriteFsync`, by one thread that others could join: the measure
+    /// of the calls below.
+    FsyncX1,
+    /// By two threads at once, each on a file of its own.
+    FsyncX2,
+    /// By four.
+    FsyncX4,
+    /// By eight.
+    FsyncX8,
+    /// By sixteen.
+    FsyncX16,
+    /// By [`THREADS`].
+    FsyncX64,
 }
+
+/// Files that threads work on, each on one: the most threads of any call.
+pub(super) const THREADS: u32 = 64;
 
 impl Call {
     /// All, in the order of the tables.
-    pub(crate) const ALL: [Self; 12] = [
+    pub(crate) const ALL: [Self; 18] = [
         Self::OverwriteFdatasync,
         Self::OverwriteFsync,
         Self::OverwriteDsync,
@@ -74,6 +90,12 @@ impl Call {
         Self::AppendFsyncLock,
         Self::CreateFsyncLock,
         Self::DbFillsync,
+        Self::FsyncX1,
+        Self::FsyncX2,
+        Self::FsyncX4,
+        Self::FsyncX8,
+        Self::FsyncX16,
+        Self::FsyncX64,
     ];
 
     /// Name on the command line, in JSON and in tables.
@@ -91,7 +113,23 @@ impl Call {
             Self::AppendFsyncLock => "append-fsync-lock",
             Self::CreateFsyncLock => "create-fsync-lock",
             Self::DbFillsync => "db-fillsync",
+            Self::FsyncX1 => "fsync-x1",
+            Self::FsyncX2 => "fsync-x2",
+            Self::FsyncX4 => "fsync-x4",
+            Self::FsyncX8 => "fsync-x8",
+            Self::FsyncX16 => "fsync-x16",
+            Self::FsyncX64 => "fsync-x64",
         }
+    }
+
+    /// Whether threads make it, each on a file of its own.
+    pub(super) fn is_threaded(self) -> bool {
+        self >= Self::FsyncX1
+    }
+
+    /// Whether operations per second are what it is measured for.
+    pub(super) fn has_rate(self) -> bool {
+        self >= Self::DbFillsync
     }
 
     /// Whether it is measured on a mount with `dioread_lock`.
@@ -113,6 +151,12 @@ impl Call {
             Self::LogFdatasync | Self::LogFdatasyncLock => "append-fdatasync --file new --bs 116",
             Self::AppendFsync | Self::AppendFsyncLock => "append-fsync --file new",
             Self::CreateFsync | Self::CreateFsyncLock => "create-fsync --file data",
+            Self::FsyncX1 => "overwrite-fsync --file many --threads 1",
+            Self::FsyncX2 => "overwrite-fsync --file many --threads 2",
+            Self::FsyncX4 => "overwrite-fsync --file many --threads 4",
+            Self::FsyncX8 => "overwrite-fsync --file many --threads 8",
+            Self::FsyncX16 => "overwrite-fsync --file many --threads 16",
+            Self::FsyncX64 => "overwrite-fsync --file many --threads 64",
             Self::DbFillsync => return None,
         })
     }
@@ -132,7 +176,7 @@ impl Call {
     /// Device times that it is measured at, of those of the plan.
     fn wants(self, device_ns: u64) -> bool {
         // The times at which what it should reach is written down.
-        self != Self::DbFillsync || [30_000, 100_000].contains(&device_ns)
+        !self.has_rate() || [30_000, 100_000].contains(&device_ns)
     }
 }
 
@@ -263,10 +307,10 @@ mod tests {
     #[test]
     fn test_plan_holds_every_call_of_every_kind() {
         let all = plan(&[], false);
-        assert_eq!(all.rows.len(), 48);
+        assert_eq!(all.rows.len(), 72);
         assert_eq!(all.spots().len(), 12);
         let calls: usize = all.spots().iter().map(|spot| spot.calls.len()).sum();
-        assert_eq!(calls, 12 * 11 + 8);
+        assert_eq!(calls, 12 * 11 + 8 * 7);
     }
 
     #[test]
@@ -282,6 +326,15 @@ mod tests {
         assert_eq!(plan(&["create-fsync/*"], false).rows.len(), 4);
         assert_eq!(plan(&["fillsync"], false).spots().len(), 8);
         assert!(Plan::new(&["nonsense".to_owned()], false, 1).is_err());
+    }
+
+    #[test]
+    fn test_threads_have_a_file_each() {
+        for call in Call::ALL.iter().filter(|call| call.is_threaded()) {
+            let count = call.name().strip_prefix("fsync-x").unwrap();
+            assert!(call.guest_args().unwrap().ends_with(&format!(" {count}")));
+            assert!(count.parse::<u32>().unwrap() <= THREADS);
+        }
     }
 
     #[test]

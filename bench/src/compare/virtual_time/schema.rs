@@ -31,7 +31,7 @@ pub(crate) struct Sample {
     pub(crate) device_ns: u64,
     /// Seed of the offsets.
     pub(crate) seed: u64,
-    /// Operations.
+    /// Operations, of all threads together.
     pub(crate) ops: u32,
     /// Mean latency of the call, ns.
     pub(crate) lat_mean_ns: f64,

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: MIT
 //! The tables on the terminal.
 
-use super::plan::Call;
 use super::schema::{
     Calls,
     Curve,
@@ -10,7 +9,7 @@ use super::schema::{
 use crate::stack::Stack;
 use std::fmt::Write;
 
-/// One row per call, commit and cache; then RocksDB's rates.
+/// One row per call, commit and cache; then rates, where they are the point.
 pub(super) fn table(results: &Results) -> String {
     let shown = results.shown_ns();
     let mut header = ["call", "commit", "cache", "round trips", "instructions"]
@@ -23,7 +22,7 @@ pub(super) fn table(results: &Results) -> String {
     );
     header.push("seeds".to_owned());
     let mut rows = vec![header];
-    let mut rates = vec![vec!["synced puts per second".to_owned()]];
+    let mut rates = vec![vec!["operations per second".to_owned()]];
     rates[0].extend(["commit", "cache"].map(str::to_owned));
     rates[0].extend(
         shown
@@ -41,7 +40,7 @@ pub(super) fn table(results: &Results) -> String {
         row.extend(shown.iter().map(|&time| latency(calls, time)));
         row.push(seeds(calls));
         rows.push(row);
-        if calls.row.call == Call::DbFillsync {
+        if calls.row.call.has_rate() {
             let mut row = name(calls);
             row.extend(shown.iter().map(|&time| rate(calls, time)));
             rates.push(row);
