@@ -81,13 +81,15 @@ fn crash(f: &mut Fixture, seed: u64) -> Result<()> {
     .map(drop)
 }
 
-/// A new file system on `device`, mounted at /mnt/t.
+/// A new file system on `device`, mounted at /mnt/t. It starts commits early
+/// for any number of callers.
 fn fresh(f: &mut Fixture, device: &str, options: &str, cache: &str, enabled: bool) -> Result<()> {
     f.sh(&format!(
         "mkdir -p /mnt/t; cd /; umount /mnt/t 2>/dev/null || :; \
          echo 'write {cache}' > /sys/block/nvme0n1/queue/write_cache; \
          mkfs.ext4 -q -F -b 4096 -O ^fast_commit {device}; \
          mount -o {options} {device} /mnt/t; \
+         for most in /sys/fs/ext4/*/fsync_early_max; do echo 99 > $most; done; \
          echo {} > /sys/kernel/aios/enabled; \
          dd if=/dev/urandom of=/mnt/t/data bs=1M count=4 conv=fsync 2>/dev/null; sync",
         u8::from(enabled),
