@@ -22,7 +22,8 @@ const METHOD: &str = "The guest's time is virtual: one instruction takes one nan
     misses, memory and device registers cost nothing. The device is null_blk, which takes a set time for each command, \
     however many are in flight. The slope of a line is the number of its times that a call waits for one after the \
     other; where it meets zero are the instructions that no device time hides. What is timed is the call that syncs, \
-    without the write before it; for O_DSYNC the write is that call.";
+    without the write before it; for O_DSYNC the write is that call. There is one processor: the threads of fsync-x2 to \
+    fsync-x64 share the device's time, not their instructions.";
 
 /// The whole page.
 pub(super) fn page(results: &Results) -> String {
