@@ -6,8 +6,7 @@ use super::plan::{
     Commit,
     Plan,
     Row,
-    Spot,
-    THREADS, //
+    Spot, //
 };
 use super::schema::Sample;
 use crate::context::Context;
@@ -173,12 +172,12 @@ pub(super) fn script(kernel: &Kernel, stack: Stack, spot: &Spot, plan: &Plan) ->
         cache = if spot.cache { CACHE_MIB } else { 0 },
         mount = stack.mount_script(&format!("/dev/{DEVICE}"), MOUNT),
     );
-    if spot.calls.iter().any(|call| call.is_threaded()) {
+    if let Some(threads) = spot.calls.iter().filter_map(|call| call.threads()).max() {
         script.push_str(&format!(
             "for file in $(seq 0 {last}); do\n\
              dd if=/dev/zero of=many.$file bs={THREAD_FILE_KIB}K count=1 2>/dev/null\n\
              done\n",
-            last = THREADS - 1
+            last = threads - 1
         ));
     }
     let (locked, plain): (Vec<Call>, _) = spot.calls.iter().partition(|call| call.locks());
@@ -202,10 +201,14 @@ fn measurement(call: Call, plan: &Plan) -> String {
     for repeat in 0..plan.repeats {
         let seed = plan.seed.wrapping_add(u64::from(repeat));
         let run = match call.guest_args() {
-            Some(args) => format!(
-                "{GUEST_BINARY} work {args} --mark sync --seed {seed} --ops {} --warmup {}",
-                plan.ops, plan.warmup
-            ),
+            Some(args) => {
+                let threads = call.threads();
+                let threads = threads.map_or_else(String::new, |n| format!(" --threads {n}"));
+                format!(
+                    "{GUEST_BINARY} work {args}{threads} --mark sync --seed {seed} --ops {} --warmup {}",
+                    plan.ops, plan.warmup
+                )
+            }
             // Its keys are a thousandth of --num, its puts all of it unless told.
             None => format!(
                 "db_bench --benchmarks=fillsync --db=new --num={PUTS}000 --writes={PUTS} \
@@ -361,7 +364,7 @@ pub(super) mod tests {
             ..spot()
         };
         let script = script(&spot);
-        assert!(script.find("seq 0 63").unwrap() < script.find("--threads 16").unwrap());
+        assert!(script.find("seq 0 15").unwrap() < script.find("--threads 16").unwrap());
         // Enough blocks of 4 KiB for the longest run.
         let longest = Plan::new(&[], false, 7).unwrap();
         assert!(THREAD_FILE_KIB / 4 >= longest.ops + longest.warmup);
