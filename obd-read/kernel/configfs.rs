@@ -498,9 +498,10 @@ impl AttributeOperations<5> for Config {
         print(
             page,
             fmt!(
-                "reads {}\nzeros {}\nsectors {}\nerrors {}\nindex_bytes {}\ntable_bytes {}\n",
+                "reads {}\nzeros {}\ndirect {}\nsectors {}\nerrors {}\nindex_bytes {}\ntable_bytes {}\n",
                 device.counts.reads.load(Relaxed),
                 device.counts.zeros.load(Relaxed),
+                device.counts.direct.load(Relaxed),
                 device.counts.sectors.load(Relaxed),
                 device.counts.errors.load(Relaxed),
                 device.content().index_memory(),

@@ -7,6 +7,7 @@ use crate::content::{
     Content,
     Text, //
 };
+use crate::platform::Kernel;
 use crate::scratch::{
     Pool,
     MAX_READERS, //
@@ -24,6 +25,7 @@ use kernel::{
                 GenDisk,
                 GenDiskBuilder, //
             },
+            in_submitter,
             Op,
             QueueResult,
             Request,
@@ -54,7 +56,10 @@ use kernel::{
         Work, //
     },
 };
-use obd_core::LayerError;
+use obd_core::{
+    scratch::Scratch,
+    LayerError, //
+};
 
 /// Requests that a hardware queue can have under way.
 const DEPTH: u32 = 64;
@@ -85,6 +90,8 @@ pub(crate) struct Counts {
     pub(crate) reads: Atomic<u64>,
     /// Those of them that took no I/O.
     pub(crate) zeros: Atomic<u64>,
+    /// Those of them that were served by who submitted them.
+    pub(crate) direct: Atomic<u64>,
     /// Sectors in reads that were served.
     pub(crate) sectors: Atomic<u64>,
     /// Reads that failed.
@@ -100,10 +107,8 @@ impl Device {
     ) -> Result<GenDisk<Disk>> {
         // More queues than readers would be tags for nothing.
         let queues = nr_cpu_ids().min(MAX_READERS as u32);
-        let tags = Arc::pin_init(
-            TagSet::with_flags(queues, DEPTH, 1, mq::Flags::NO_SCHED_BY_DEFAULT),
-            GFP_KERNEL,
-        )?;
+        let flags = mq::Flags::NO_SCHED_BY_DEFAULT | mq::Flags::BLOCKING;
+        let tags = Arc::pin_init(TagSet::with_flags(queues, DEPTH, 1, flags), GFP_KERNEL)?;
         let sectors = content.sectors();
         let needs = content.needs();
         let queue = OwnedQueue::new(
@@ -122,6 +127,7 @@ impl Device {
                 counts: Counts {
                     reads: Atomic::new(0),
                     zeros: Atomic::new(0),
+                    direct: Atomic::new(0),
                     sectors: Atomic::new(0),
                     errors: Atomic::new(0),
                 },
@@ -147,27 +153,40 @@ impl Device {
         &self.content
     }
 
-    /// Fills the memory of `rq`.
-    fn read(&self, rq: &Request<Disk>) -> Result {
-        self.pool.with(|scratch| {
-            let mut offset = rq.sector() << SECTOR_SHIFT;
-            for segment in rq.segments() {
-                // SAFETY: The memory is there for as long as `rq`, which is a read, and this is its
-                // only work. The slice is not exclusive, though: with O_DIRECT it is memory of user
-                // space, which may read and write it meanwhile, or have other reads write to it.
-                // That is harmless as with any such buffer: what is decoded to it is written, and
-                // what decoders copy again from there is data; no length, offset or checksum is
-                // ever taken from it. So other writers spoil its content and nothing else, and get
-                // what they asked for.
-                let buf = unsafe { slice::from_raw_parts_mut(segment.as_ptr(), segment.len()) };
-                if let Err(error) = self.content.read(offset, buf, scratch) {
-                    self.complain(offset, &error);
-                    return Err(EIO);
-                }
-                offset += segment.len() as u64;
-            }
-            Ok(())
-        })
+    /// Fills the memory of `rq`; on failure, says where that was.
+    fn read(
+        &self,
+        rq: &Request<Disk>,
+        scratch: &mut Scratch<Kernel>,
+    ) -> Result<(), (u64, LayerError<ReadError>)> {
+        let mut offset = rq.sector() << SECTOR_SHIFT;
+        for segment in rq.segments() {
+            // SAFETY: The memory is there for as long as `rq`, which is a read, and this is its
+            // only work. The slice is not exclusive, though: with O_DIRECT it is memory of user
+            // space, which may read and write it meanwhile, or have other reads write to it.
+            // That is harmless as with any such buffer: what is decoded to it is written, and
+            // what decoders copy again from there is data; no length, offset or checksum is
+            // ever taken from it. So other writers spoil its content and nothing else, and get
+            // what they asked for.
+            let buf = unsafe { slice::from_raw_parts_mut(segment.as_ptr(), segment.len()) };
+            self.content
+                .read(offset, buf, scratch)
+                .map_err(|error| (offset, error))?;
+            offset += segment.len() as u64;
+        }
+        Ok(())
+    }
+
+    /// Fills the memory of `rq` in the context of its submitter, if that waits for it anyway, may
+    /// wait for I/O here, and a buffer is there. See the crate's documentation for the rule.
+    ///
+    /// Whatever fails is left to a worker, as are signals: it has none, and says what is wrong.
+    fn read_directly(&self, rq: &Request<Disk>, is_last: bool) -> bool {
+        is_last
+            && rq.submitter_waits()
+            && in_submitter(|| self.pool.try_with(|scratch| self.read(rq, scratch).is_ok()))
+                .flatten()
+                .unwrap_or(false)
     }
 
     /// Fills the memory of `rq` with zeros, if that is what it is to have.
@@ -231,17 +250,19 @@ impl mq::Operations for Disk {
         }? Error)
     }
 
-    fn queue_rq(
-        device: Pin<&Device>,
-        rq: ARef<Request<Self>>,
-        _is_last: bool,
-    ) -> QueueResult<Self> {
+    fn queue_rq(device: Pin<&Device>, rq: ARef<Request<Self>>, is_last: bool) -> QueueResult<Self> {
         // The block layer lets nobody open the disk for writing, but those within the kernel.
         if rq.op() != Op::Read {
             return Err((EOPNOTSUPP, rq));
         }
         if device.read_zeros(&rq) {
             device.counts.zeros.add(1, Relaxed);
+            device.count(&rq, Ok(()));
+            end(rq, Ok(()));
+            return Ok(());
+        }
+        if device.read_directly(&rq, is_last) {
+            device.counts.direct.add(1, Relaxed);
             device.count(&rq, Ok(()));
             end(rq, Ok(()));
             return Ok(());
@@ -260,7 +281,12 @@ impl mq::Operations for Disk {
 impl RequestWork for Disk {
     fn run(rq: ARef<Request<Self>>) {
         let device = rq.queue_data();
-        let result = without_io(|| device.read(&rq));
+        let result = without_io(|| device.pool.with(|scratch| device.read(&rq, scratch))).map_err(
+            |(offset, error)| {
+                device.complain(offset, &error);
+                EIO
+            },
+        );
         device.count(&rq, result);
         end(rq, result);
     }

@@ -21,13 +21,31 @@
 //!
 //! # Life of a request
 //!
-//! `queue_rq()` may run in any context, in the middle of another file system's
-//! transaction or on a list of bios to be submitted later, so it does no I/O: it
-//! answers what needs none (zeros) and hands the rest to the workqueue, whose
-//! work is part of the request. A worker takes buffers ([`scratch`]), reads,
-//! checks and decodes to the request's memory, gives the buffers back and ends
-//! the request. Each device has a workqueue with a rescuer: it may be stacked on
-//! another one, and no I/O may wait for memory that waits for I/O.
+//! `queue_rq()` answers at once what needs no I/O (zeros). For the rest it may sleep,
+//! but it runs in any context, in the middle of another file system's transaction, on
+//! a list of bios to be submitted later or by the block layer's own workers, and while
+//! it does, its caller submits nothing else. So it reads only if nobody loses by that:
+//!
+//! - the submitter does nothing but wait for this request, and says so
+//!   ([`mq::Request::submitter_waits`]): asynchronous reads, those that must not wait
+//!   and read ahead go to workers, however few they are, as more of them are to come;
+//! - it is the last of those that are submitted together: the others are at work then;
+//! - the task may wait for I/O here ([`mq::in_submitter`]);
+//! - there is a buffer, and the read succeeds.
+//!
+//! How many others are under way does not matter: who waits decodes on its own CPU, and
+//! many who wait on all. On a stack there is one such read: what it reads from below is
+//! served by workers if that is a device of this kind, too. Whoever is beneath on the
+//! stack may have locks of its own file system; those of the blobs' are taken under
+//! them, which is the order of the layers, and no blob is written to.
+//!
+//! All else goes to the workqueue, whose work is part of the request. A worker takes
+//! buffers ([`scratch`]), reads, checks and decodes to the request's memory, gives the
+//! buffers back and ends the request. Each device has a workqueue with a rescuer: it
+//! may be stacked on another one, and no I/O may wait for memory that waits for I/O.
+//!
+//! [`mq::Request::submitter_waits`]: kernel::block::mq::Request::submitter_waits
+//! [`mq::in_submitter`]: kernel::block::mq::in_submitter
 
 mod blob;
 mod configfs;

@@ -60,7 +60,22 @@ impl Pool {
 
     /// Runs `read` with a buffer; waits for one if there are enough.
     pub(crate) fn with<T>(&self, read: impl FnOnce(&mut Scratch<Kernel>) -> T) -> T {
-        let mut scratch = self.take();
+        let scratch = self.take();
+        self.run(scratch, read)
+    }
+
+    /// As [`Pool::with`], if there is a buffer that nobody uses: none is made, as who reads first
+    /// would be charged for what all use later.
+    pub(crate) fn try_with<T>(&self, read: impl FnOnce(&mut Scratch<Kernel>) -> T) -> Option<T> {
+        let scratch = self.state.lock().free.pop()?;
+        Some(self.run(scratch, read))
+    }
+
+    fn run<T>(
+        &self,
+        mut scratch: Scratch<Kernel>,
+        read: impl FnOnce(&mut Scratch<Kernel>) -> T,
+    ) -> T {
         let value = read(&mut scratch);
         let mut state = self.state.lock();
         // There is room; were there none, it would be one less.

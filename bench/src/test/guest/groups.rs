@@ -226,6 +226,8 @@ const OBD: Group = Group {
         ("parts", obd::parts),
         ("file-system", obd::file_system),
         ("direct-reads", obd::direct_reads),
+        ("submitters", obd::submitters),
+        ("nested", obd::nested),
         ("many", obd::many),
         ("stacked", obd::stacked),
         ("damaged-block", obd::damaged_block),
@@ -243,6 +245,8 @@ const OBD_DEBUG: Group = Group {
     cases: &[
         ("boots", boots),
         ("file-system", obd::file_system),
+        ("direct-reads", obd::direct_reads),
+        ("nested", obd::nested),
         ("stacked", obd::stacked),
         ("detach-under-load", obd::detach_under_load),
         ("unload", obd::unload),

@@ -288,6 +288,88 @@ pub(super) fn direct_reads(f: &mut Fixture) -> Result<()> {
     f.guest.sh(&script, LONG).map(drop)
 }
 
+/// Who waits for a read decodes it: no worker is handed one, and with the blob
+/// cached nobody sleeps, alone or with many who wait at the same time. Who has several
+/// reads under way has other CPUs decode them. What is read is right each way.
+pub(super) fn submitters(f: &mut Fixture) -> Result<()> {
+    let script = prologue(f.obd()?)
+        + "raw=/run/raw
+           fio --name=w --filename=$raw --size=12m --bs=64k --rw=write --ioengine=psync \
+               --randseed=7 --buffer_compress_percentage=50 --refill_buffers --minimal > /dev/null
+           $obd convert --engine=cache --output $raw.layer $raw > /dev/null
+           dev=$($obd attach --name s $raw.layer)
+           stat() { sed -n \"s/^$1 //p\" /sys/kernel/config/obd/s/stats; }
+           busy() { awk '$1 == \"cpu1\" { print $2 + $3 + $4 + $7 + $8 }' /proc/stat; }
+           read_all() {
+               dd if=$dev iflag=direct bs=4k of=/run/got 2>/dev/null; cmp $raw /run/got; }
+           measure() {
+               own=$(stat direct) all=$(stat reads) other=$(busy)
+               fio --name=r --filename=$dev --readonly --direct=1 --rw=randread --bs=4k \
+                   --randrepeat=1 --thread --group_reporting --output-format=json \
+                   --output=/run/fio $*
+               own=$(($(stat direct) - own)) all=$(($(stat reads) - all))
+               other=$(($(busy) - other))
+               ctx=$(awk '/\"ctx\"/ { gsub(/[^0-9]/, \"\"); print; exit }' /run/fio)
+               echo \"$*: $all reads, $own direct, $ctx switches, CPU 1 $other ticks\"
+           }
+
+           read_all; [ $(stat direct) -gt 2000 ]
+           measure --ioengine=psync --io_size=16m
+           [ $((all - own)) -lt 10 ]; [ $own -gt 4000 ]; [ $ctx -lt $((own / 4)) ]
+           measure --ioengine=psync --io_size=1m --numjobs=32
+           [ $all -gt 8000 ]; [ $own -gt $((all / 2)) ]
+           for engine in libaio io_uring; do
+               measure --ioengine=$engine --iodepth=32 --cpus_allowed=0 --runtime=3 --time_based
+               [ $own -lt 10 ]; [ $other -ge 50 ]
+           done
+           read_all
+           $obd detach s; rm $raw $raw.layer /run/got";
+    f.guest.sh(&script, LONG).map(drop)
+}
+
+/// Files read past the page cache by who waits for them, from a file system on a disk
+/// whose blobs are on another one of the same kind, by itself, under device mapper and
+/// with a zfile's disk between: locks and submissions nest, which a kernel full of
+/// checks has to like. Readers that are killed meanwhile leave no error.
+pub(super) fn nested(f: &mut Fixture) -> Result<()> {
+    let script = prologue(f.obd()?)
+        + "mkdir -p /mnt/blobs /mnt/fs; mkfs.ext4 -q -F /dev/nvme0n1
+           mount /dev/nvme0n1 /mnt/blobs
+           cp a-ext4-0.layer a-ext4-1.layer a-ext4-2.layer a-l07-lz4-4k.layer /mnt/blobs
+           awk -F '\\t' '$2 == \"file\" && $6 > 0 { print $8 \"  \" $1 }' a-ext4-2.files.tsv |
+               head -n 60 > /run/sums
+           direct() { sed -n 's/^direct //p' /sys/kernel/config/obd/n/stats; }
+           check() {
+               mount -t ext4 -o ro $1 /mnt/fs; own=$(direct)
+               echo 1 > /proc/sys/vm/drop_caches
+               while read sum name; do
+                   [ $(dd if=\"/mnt/fs/$name\" iflag=direct bs=4k 2>/dev/null | sha256sum |
+                       cut -d ' ' -f 1) = $sum ]
+               done < /run/sums
+               [ $(direct) -gt $own ]; umount /mnt/fs; }
+           cd /mnt/blobs
+           dev=$($obd attach --name n a-ext4-0.layer a-ext4-1.layer a-ext4-2.layer)
+           check $dev
+           echo 0 $(cat /sys/class/block/${dev#/dev/}/size) linear $dev 0 |
+               dmsetup create --readonly t
+           check /dev/mapper/t; dmsetup remove t
+           dmesg -C
+           for i in $(seq 9); do
+               echo 1 > /proc/sys/vm/drop_caches
+               dd if=$dev iflag=direct bs=4k of=/dev/null 2>/dev/null & reader=$!
+               sleep 0.0$i; kill -9 $reader; wait $reader || :
+           done
+           grep -qx 'errors 0' /sys/kernel/config/obd/n/stats
+           [ $(dmesg | grep -c 'obd.*cannot read') = 0 ]
+           $obd detach n
+           lower=$($obd attach --zfile a-l07-lz4-4k.layer); dev=$($obd attach --name n $lower)
+           dd if=$dev iflag=direct bs=4k of=/run/got 2>/dev/null
+           cmp $exports/a-l07-lz4-4k.layer /run/got; [ $(direct) -gt 0 ]
+           $obd detach n $lower
+           cd /; umount /mnt/blobs";
+    f.guest.sh(&script, LONG).map(drop)
+}
+
 /// Many devices, read at once; each has its own data.
 pub(super) fn many(f: &mut Fixture) -> Result<()> {
     let script = prologue(f.obd()?)
