@@ -245,7 +245,6 @@ const OBD_DEBUG: Group = Group {
     cases: &[
         ("boots", boots),
         ("file-system", obd::file_system),
-        ("direct-reads", obd::direct_reads),
         ("nested", obd::nested),
         ("stacked", obd::stacked),
         ("detach-under-load", obd::detach_under_load),
