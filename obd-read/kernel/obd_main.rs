@@ -36,8 +36,9 @@
 //! How many others are under way does not matter: who waits decodes on its own CPU, and
 //! many who wait on all. On a stack there is one such read: what it reads from below is
 //! served by workers if that is a device of this kind, too. Whoever is beneath on the
-//! stack may have locks of its own file system; those of the blobs' are taken under
-//! them, which is the order of the layers, and no blob is written to.
+//! stack may have locks of its own file system; it would have them while it waits for a
+//! worker, too. Those of the blobs' are taken under them, which is the order of the
+//! layers, and no blob is written to.
 //!
 //! All else goes to the workqueue, whose work is part of the request. A worker takes
 //! buffers ([`scratch`]), reads, checks and decodes to the request's memory, gives the
