@@ -90,13 +90,7 @@ impl Blob {
     /// A device may be larger than the zfile on it, which says how long it is if its header was
     /// written again at the end.
     fn shrink(mut self) -> Result<Self> {
-        let mut head = [0; 512];
-        if self.size >= head.len() as u64 {
-            self.read_exact_at(0, &mut head).map_err(|error| error.0)?;
-            if let Some(size) = zfile::stored_size::<Crc>(&head) {
-                self.size = self.size.min(size);
-            }
-        }
+        self.size = zfile::size_on_device::<Crc, _>(&self).map_err(|error| error.0)?;
         Ok(self)
     }
 }

@@ -2,7 +2,11 @@
 
 //! Files as sources.
 
-use obd_core::Source;
+use crate::Hardware;
+use obd_core::{
+    Source,
+    zfile, //
+};
 use rustix::fs::{
     SeekFrom,
     seek, //
@@ -10,7 +14,10 @@ use rustix::fs::{
 use rustix::io::Errno;
 use std::fs;
 use std::io;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{
+    FileExt,
+    FileTypeExt, //
+};
 use std::path::Path;
 
 /// An open file or block device; its size is what it was when it was opened.
@@ -21,19 +28,25 @@ pub struct File {
 }
 
 impl File {
-    /// Opens the file at `path` for reading.
+    /// Opens the file at `path` for reading. A device may be larger than the zfile
+    /// on it; then it is taken to end where that does.
     ///
     /// # Errors
     ///
     /// What the system says; directories are refused.
     pub fn open(path: impl AsRef<Path>) -> io::Result<Self> {
         let file = fs::File::open(path)?;
-        if file.metadata()?.is_dir() {
+        let kind = file.metadata()?.file_type();
+        if kind.is_dir() {
             return Err(io::ErrorKind::IsADirectory.into());
         }
         // Of a block device the metadata says nothing.
         let size = seek(&file, SeekFrom::End(0))?;
-        Ok(Self { file, size })
+        let mut opened = Self { file, size };
+        if kind.is_block_device() {
+            opened.size = zfile::size_on_device::<Hardware, _>(&opened)?;
+        }
+        Ok(opened)
     }
 
     /// The file itself.

@@ -149,10 +149,23 @@ pub fn is_zfile(bytes: &[u8]) -> bool {
     Header::is_zfile(bytes)
 }
 
-/// Stored size of a zfile from its first 512 bytes, if they were written again
-/// with the final fields: for sources that are larger than what is stored on
-/// them, such as a raw partition.
-pub fn stored_size<C: Crc32c>(bytes: &[u8; 512]) -> Option<u64> {
+/// Bytes of what is stored on `device`, such as a raw partition: of the zfile at
+/// its start if that was written again with the final fields, else all.
+///
+/// # Errors
+///
+/// What reading the device gives.
+pub fn size_on_device<C: Crc32c, S: Source>(device: &S) -> Result<u64, S::Error> {
+    let size = device.size();
+    let mut head = [0; header::SIZE];
+    if size < head.len() as u64 {
+        return Ok(size);
+    }
+    device.read_exact_at(0, &mut head)?;
+    Ok(stored_size::<C>(&head).map_or(size, |stored| stored.min(size)))
+}
+
+fn stored_size<C: Crc32c>(bytes: &[u8; header::SIZE]) -> Option<u64> {
     let header = Header::parse::<C>(bytes)?;
     if !header.is_header() || !header.is_overwritten() || header.digest().is_err() {
         return None;
