@@ -11,6 +11,7 @@ mod error;
 mod files;
 mod guest;
 mod kernel;
+mod obd_tool;
 mod process;
 mod profile;
 mod report;

@@ -8,6 +8,7 @@ mod fio;
 mod host;
 mod image;
 mod machine;
+mod obd;
 mod output;
 mod sample;
 mod schedule;
@@ -68,9 +69,21 @@ use workload::{
     Workload, //
 };
 
+/// What is compared.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Suite {
+    /// The I/O stack: native, patched but off, and async.
+    Stack,
+    /// The driver of overlaybd images: against ublk, EROFS, squashfs and none.
+    Obd,
+}
+
 /// Options of `aios compare`.
 #[derive(clap::Args, Debug)]
 pub(crate) struct Args {
+    /// What is compared with what.
+    #[arg(long, value_enum, default_value_t = Suite::Stack, conflicts_with_all = ["host", "virtual_time"])]
+    suite: Suite,
     /// Few workloads and short samples: under three minutes once built.
     #[arg(long)]
     quick: bool,
@@ -139,6 +152,25 @@ pub(crate) fn run(ctx: &Context, args: &Args) -> Result<u8> {
                 json: args.json,
                 out: args.out.as_deref(),
                 seed: args.seed,
+                source: args.source.as_deref(),
+            },
+        );
+    }
+    if args.suite == Suite::Obd {
+        return obd::run(
+            ctx,
+            &obd::Options {
+                quick: args.quick,
+                only: &args.only,
+                list: args.list,
+                json: args.json,
+                pairs: args.pairs,
+                out: args.out.as_deref(),
+                seed: args.seed.unwrap_or_else(|| fastrand::u64(..)),
+                device: args.device,
+                iommu: args.iommu,
+                cpus: args.cpus,
+                accel: args.accel,
                 source: args.source.as_deref(),
             },
         );

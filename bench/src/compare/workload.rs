@@ -45,7 +45,8 @@ pub(crate) struct Sizing {
 }
 
 impl Workload {
-    fn new(kind: Kind) -> Self {
+    /// A workload of that kind.
+    pub(crate) fn new(kind: Kind) -> Self {
         let name = match kind {
             Kind::Fio(job) => format!("fio/{}", job.name()),
             Kind::Db(bench) => format!("db/{}", bench.name()),

@@ -5,15 +5,15 @@ pub(crate) mod histogram;
 pub(crate) mod html;
 pub(crate) mod schema;
 pub(crate) mod stages;
+pub(crate) mod stats;
 pub(crate) mod svg;
+pub(crate) mod table;
+pub(crate) mod text;
 
 mod difference;
 #[cfg(test)]
 mod example;
 mod markdown;
-mod stats;
-mod table;
-mod text;
 
 use crate::context::Context;
 use crate::error::{

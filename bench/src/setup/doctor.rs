@@ -125,7 +125,7 @@ pub(crate) fn run(ctx: &Context, args: &Args) -> Result<u8> {
 
 /// Only some commands need it; all of `compare` and `test` runs without.
 fn is_extra(need: Need) -> bool {
-    matches!(need, Need::Clang | Need::Deb)
+    matches!(need, Need::Images | Need::Clang | Need::Deb)
 }
 
 fn package(item: &Item) -> Finding {

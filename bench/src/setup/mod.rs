@@ -36,6 +36,8 @@ pub(crate) enum Need {
     Boot,
     /// fio, db_bench, e2fsprogs.
     Workloads,
+    /// mkfs.erofs, mksquashfs.
+    Images,
     /// clang, lld and llvm for KASAN builds.
     Clang,
     /// Debian's packaging tools.

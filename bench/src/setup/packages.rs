@@ -140,6 +140,18 @@ pub(crate) const ITEMS: &[Item] = &[
         "make the test filesystem",
     ),
     program(
+        Need::Images,
+        &["erofs-utils"],
+        "mkfs.erofs",
+        "make images to compare with",
+    ),
+    program(
+        Need::Images,
+        &["squashfs-tools"],
+        "mksquashfs",
+        "make images to compare with",
+    ),
+    program(
         Need::Clang,
         &["clang-19"],
         "clang-19",

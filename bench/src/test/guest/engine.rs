@@ -2,7 +2,6 @@
 //! The writer's engines in a guest: the same checks of the same drives through
 //! the kernel and past it, and what happens when a drive does not answer.
 
-use super::obd;
 use crate::context::Context;
 use crate::device::{
     Latency,
@@ -24,6 +23,7 @@ use crate::kernel::{
     Flavour,
     Variant, //
 };
+use crate::obd_tool;
 use crate::setup::{
     self,
     Need, //
@@ -115,7 +115,7 @@ pub(super) fn run(ctx: &Context, suite: &mut Suite) {
 
 fn start(ctx: &Context) -> Result<Fixture> {
     setup::ensure(ctx, &[Need::Build, Need::Boot, Need::Workloads])?;
-    let obd = obd::build_tool(ctx)?;
+    let obd = obd_tool::build(ctx)?;
     let built = kernel::build(ctx, Flavour::Native, Variant::Bench, None)?;
     let out = ctx.cache_dir("test")?;
     let name = GROUP.replace('/', "-");

@@ -9,6 +9,7 @@ use crate::error::{
     IoContext,
     Result, //
 };
+use crate::obd_tool;
 use crate::process::Tool;
 use crate::test::suite::check;
 use serde_json::Value;
@@ -96,7 +97,7 @@ impl Files {
     pub(super) fn new(ctx: &Context, reader: Reader, kernel: PathBuf) -> Result<Self> {
         let files = Self {
             reader,
-            tool: build_tool(ctx)?,
+            tool: obd_tool::build(ctx)?,
             module: kernel.join("drivers/block/obd/obd.ko"),
             fixtures: ctx.root().join("obd-read/fixtures"),
             exports: ctx.part_dir("obd").join("exports"),
@@ -134,21 +135,6 @@ impl Files {
             .map_err(|error| Error::new(format!("{}: {error}", path.display())))?;
         Ok(manifest["entries"].as_array().cloned().unwrap_or_default())
     }
-}
-
-/// Builds the tool.
-pub(super) fn build_tool(ctx: &Context) -> Result<PathBuf> {
-    let dir = ctx.part_dir("obd");
-    fs::create_dir_all(&dir).at("create the folder", &dir)?;
-    let target = dir.join("target");
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    Tool::new(cargo)
-        .args(["build", "--quiet", "--locked", "--release"])
-        .args(["--package", "obd", "--target-dir"])
-        .arg(&target)
-        .dir(ctx.root())
-        .logged(ctx, &dir.join("build.log"))?;
-    Ok(target.join("release/obd"))
 }
 
 /// What every script begins with: the tool, how it attaches, the images, and the
