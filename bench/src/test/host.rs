@@ -12,6 +12,10 @@ use crate::error::{
     Result, //
 };
 use crate::process::Tool;
+use crate::setup::{
+    self,
+    Need, //
+};
 use std::fs;
 use std::path::Path;
 
@@ -29,6 +33,8 @@ pub(super) fn run(ctx: &Context, suite: &mut Suite) {
         Ok(Outcome::Passed)
     });
     suite.case("host/unit-tests", || {
+        // Some run fio and db_bench.
+        setup::ensure(ctx, &[Need::Workloads])?;
         let output = cargo(ctx)
             .args(["test", "--release", "--workspace", "--no-fail-fast"])
             .output()?;
