@@ -142,7 +142,6 @@ fn set_up() -> Result<File> {
         symlink(target, link).doing(format!("link {link}"))?;
     }
     sys::set_hostname("aios-guest").doing("set the host name")?;
-    sys::interface_up("lo").doing("bring up the loopback interface")?;
     order_drives()?;
     open_port()
 }

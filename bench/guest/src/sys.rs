@@ -8,8 +8,7 @@ use std::io;
 use std::mem;
 use std::os::fd::{
     AsRawFd,
-    FromRawFd,
-    OwnedFd, //
+    FromRawFd, //
 };
 use std::path::Path;
 use std::ptr;
@@ -93,30 +92,6 @@ pub(crate) fn unmount(target: &[u8]) -> io::Result<()> {
 pub(crate) fn set_hostname(name: &str) -> io::Result<()> {
     // SAFETY: Pointer and length of one live string.
     check(unsafe { libc::sethostname(name.as_ptr().cast(), name.len()) })?;
-    Ok(())
-}
-
-/// Brings a network interface up.
-pub(crate) fn interface_up(name: &str) -> io::Result<()> {
-    // SAFETY: Plain system call; the result is checked.
-    let fd =
-        check(unsafe { libc::socket(libc::AF_INET, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0) })?;
-    // SAFETY: A new descriptor that nothing else owns.
-    let socket = unsafe { OwnedFd::from_raw_fd(fd) };
-    // SAFETY: All zeros is a valid `ifreq`.
-    let mut request: libc::ifreq = unsafe { mem::zeroed() };
-    // The last byte stays zero.
-    let room = request.ifr_name.len() - 1;
-    for (to, from) in request.ifr_name.iter_mut().take(room).zip(name.bytes()) {
-        *to = libc::c_char::from_ne_bytes([from]);
-    }
-    // SAFETY: The kernel reads and writes one `ifreq`, which lives through it.
-    check(unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCGIFFLAGS, &raw mut request) })?;
-    // SAFETY: The call above filled in the flags.
-    let flags = unsafe { request.ifr_ifru.ifru_flags };
-    request.ifr_ifru.ifru_flags = flags | libc::IFF_UP as libc::c_short;
-    // SAFETY: As above.
-    check(unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, &raw const request) })?;
     Ok(())
 }
 
