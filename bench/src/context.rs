@@ -13,6 +13,10 @@ use std::path::{
     Path,
     PathBuf, //
 };
+use std::time::{
+    Duration,
+    Instant, //
+};
 
 /// Options that every command takes.
 #[derive(clap::Args, Debug, Clone)]
@@ -33,6 +37,7 @@ pub(crate) struct GlobalArgs {
 pub(crate) struct Context {
     root: PathBuf,
     cache: PathBuf,
+    started: Instant,
     /// The terminal.
     pub(crate) ui: Ui,
     /// Print commands instead of running them.
@@ -60,6 +65,7 @@ impl Context {
         Ok(Self {
             root: find_root()?,
             cache: find_cache(args.cache.as_deref())?,
+            started: Instant::now(),
             ui: Ui::new(),
             dry_run: args.dry_run,
             verbose: args.verbose,
@@ -69,6 +75,11 @@ impl Context {
     /// The project's checkout.
     pub(crate) fn root(&self) -> &Path {
         &self.root
+    }
+
+    /// How long the program has run.
+    pub(crate) fn elapsed(&self) -> Duration {
+        self.started.elapsed()
     }
 
     /// The cache folder itself; it may not exist yet.

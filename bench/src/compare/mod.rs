@@ -219,11 +219,7 @@ pub(crate) fn run(ctx: &Context, args: &Args) -> Result<u8> {
     report::write(&results, stages.as_ref(), output.path())?;
     output.keep();
     report::show(ctx, &results, args.json)?;
-    ctx.ui.say(format!(
-        "took {:.0} s; report: {}",
-        results.provenance.seconds,
-        output.path().join("report.html").display()
-    ));
+    output.announce(ctx, results.provenance.seconds, "report.html");
     if complete {
         return Ok(0);
     }

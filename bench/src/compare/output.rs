@@ -2,6 +2,7 @@
 //! The output folder: proven writable before any work, gone again when the
 //! run left nothing in it.
 
+use crate::context::Context;
 use crate::error::{
     IoContext,
     Result, //
@@ -50,6 +51,16 @@ impl Output {
     /// It holds results now.
     pub(crate) fn keep(&mut self) {
         self.made.clear();
+    }
+
+    /// Says where the results are, of which `name` is the one to look at, and how
+    /// long all took: `seconds` of that were spent on measuring.
+    pub(crate) fn announce(&self, ctx: &Context, seconds: f64, name: &str) {
+        ctx.ui.say(format!(
+            "took {:.0} s, {seconds:.0} s without set-up and builds; results: {}",
+            ctx.elapsed().as_secs_f64(),
+            self.path.join(name).display()
+        ));
     }
 }
 

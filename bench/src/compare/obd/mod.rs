@@ -193,11 +193,7 @@ pub(super) fn run(ctx: &Context, options: &Options<'_>) -> Result<u8> {
         true => json,
         false => results::table(&results, ctx.ui.colour()),
     })?;
-    ctx.ui.say(format!(
-        "took {:.0} s; results: {}",
-        results.provenance.seconds,
-        output.path().join("obd.json").display()
-    ));
+    output.announce(ctx, results.provenance.seconds, "obd.txt");
     Ok(if results.complete { 0 } else { 130 })
 }
 

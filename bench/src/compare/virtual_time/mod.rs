@@ -122,11 +122,7 @@ pub(super) fn run(ctx: &Context, options: &Options<'_>) -> Result<u8> {
     files::write_whole(&out.join("virtual-time.html"), page::page(&results))?;
     output.keep();
     report::print(if options.json { &json } else { &text })?;
-    ctx.ui.say(format!(
-        "took {:.0} s; report: {}",
-        results.provenance.seconds,
-        output.path().join("virtual-time.html").display()
-    ));
+    output.announce(ctx, results.provenance.seconds, "virtual-time.html");
     Ok(if results.complete { 0 } else { 130 })
 }
 
