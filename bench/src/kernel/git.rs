@@ -128,10 +128,21 @@ impl Git {
     }
 
     /// Makes the work tree that of `commit`; files that are the same keep
-    /// their times, so that make builds no more than it must.
+    /// their times, so that make builds no more than it must: also in a cache
+    /// that was copied from elsewhere, whose files are other ones by number.
     pub(crate) fn checkout(&self, commit: &str) -> [Tool; 2] {
         [
-            self.tool(["checkout", "-q", "-f", "--detach", commit]),
+            self.tool([
+                "-c",
+                "core.checkStat=minimal",
+                "-c",
+                "core.trustctime=false",
+                "checkout",
+                "-q",
+                "-f",
+                "--detach",
+                commit,
+            ]),
             self.tool(["clean", "-ffdxq"]),
         ]
     }
@@ -175,6 +186,10 @@ pub(crate) fn tidy_message(text: &str) -> String {
 mod tests {
     use super::*;
     use std::fs;
+    use std::time::{
+        Duration,
+        SystemTime, //
+    };
     use tempfile::tempdir;
 
     #[test]
@@ -198,6 +213,34 @@ mod tests {
         fs::write(&patch, "--- a/f\n+++ b/f\n@@ -1 +1 @@\n-a\n+b\n").unwrap();
         let error = message_of(&Git::new(dir.path()), &patch, dir.path()).unwrap_err();
         assert!(error.what().contains("no Subject"), "{error}");
+    }
+
+    #[test]
+    fn test_checkout_in_a_copy_keeps_the_times_of_files() {
+        let dir = tempdir().unwrap();
+        let (here, copy) = (dir.path().join("here"), dir.path().join("copy"));
+        fs::create_dir(&here).unwrap();
+        let git = Git::new(&here);
+        git.init().output().unwrap();
+        fs::write(here.join("a"), "x").unwrap();
+        let old = SystemTime::now() - Duration::from_secs(1000);
+        fs::File::options()
+            .write(true)
+            .open(here.join("a"))
+            .and_then(|file| file.set_modified(old))
+            .unwrap();
+        git.add_all().output().unwrap();
+        let tree = git.text(["write-tree"]).unwrap();
+        let message = here.join(".git/message");
+        fs::write(&message, "base\n").unwrap();
+        let commit = git.commit_tree(&tree, None, 0, &message).text().unwrap();
+        let copied = Tool::new("cp").arg("-a").arg(&here).arg(&copy).output();
+        copied.unwrap();
+        for tool in Git::new(&copy).checkout(&commit) {
+            tool.output().unwrap();
+        }
+        let modified = |dir: &Path| fs::metadata(dir.join("a")).unwrap().modified().unwrap();
+        assert_eq!(modified(&copy), modified(&here));
     }
 
     #[test]
