@@ -36,18 +36,28 @@ struct aios_poll {
 DECLARE_STATIC_KEY_FALSE(aios_enabled_key);
 
 /**
+ * aios_enabled - whether the stack is enabled
+ *
+ * A patched-out branch until somebody writes 1 to /sys/kernel/aios/enabled.
+ *
+ * Return: true if it is.
+ */
+static inline bool aios_enabled(void)
+{
+	return static_branch_unlikely(&aios_enabled_key);
+}
+
+/**
  * aios_file - whether the stack may serve this open file
  * @file: the open file
  *
- * The one test of every fast path. It is a patched-out branch until somebody
- * writes 1 to /sys/kernel/aios/enabled.
+ * The one test of every fast path of files.
  *
  * Return: true if the stack is enabled and the file opted in.
  */
 static inline bool aios_file(const struct file *file)
 {
-	return static_branch_unlikely(&aios_enabled_key) &&
-	       (file->f_mode & FMODE_AIOS);
+	return aios_enabled() && (file->f_mode & FMODE_AIOS);
 }
 
 bool aios_poll_folio(struct aios_poll *poll, const struct inode *inode,
@@ -55,6 +65,11 @@ bool aios_poll_folio(struct aios_poll *poll, const struct inode *inode,
 void aios_poll_slept(struct aios_poll *poll);
 
 #else /* !CONFIG_AIOS */
+
+static inline bool aios_enabled(void)
+{
+	return false;
+}
 
 static inline bool aios_file(const struct file *file)
 {

@@ -6,6 +6,7 @@
 #ifndef _LINUX_LBIO_DEV_H
 #define _LINUX_LBIO_DEV_H
 
+#include <linux/aios.h>
 #include <linux/cpumask.h>
 #include <linux/err.h>
 #include <linux/fs.h>
@@ -13,12 +14,14 @@
 #include <linux/lbio.h>
 #include <linux/types.h>
 
+struct block_device;
 struct block_device_operations;
 struct device;
 struct folio_batch;
 struct gendisk;
 struct lbio_dev;
 struct lbio_queue;
+struct page;
 struct vm_fault;
 
 /* Entries of a queue; the submission queue is then one page. */
@@ -139,6 +142,8 @@ enum lbio_result lbio_read_miss(struct kiocb *iocb,
 				struct address_space *mapping, pgoff_t index,
 				pgoff_t nr, struct folio_batch *fbatch);
 struct folio *lbio_read_fault(struct vm_fault *vmf, struct file **fpin);
+int __lbio_read_bdev(struct block_device *bdev, sector_t sector,
+		     unsigned int nr, struct page **pages);
 
 #else /* !CONFIG_AIOS */
 
@@ -156,6 +161,43 @@ static inline struct folio *lbio_read_fault(struct vm_fault *vmf,
 	return ERR_PTR(-EAGAIN);
 }
 
+static inline int __lbio_read_bdev(struct block_device *bdev, sector_t sector,
+				   unsigned int nr, struct page **pages)
+{
+	return -EAGAIN;
+}
+
 #endif /* !CONFIG_AIOS */
+
+/**
+ * lbio_read_bdev - read a block device without the block layer
+ * @bdev: the device, a whole disk or a partition, which the caller has open
+ * @sector: where to read, in sectors of 512 bytes from the beginning of @bdev; a
+ * multiple of its logical block size
+ * @nr: how many pages to read, 1 to %LBIO_MAX_PAGES
+ * @pages: gets the pages, each with a reference for the caller
+ *
+ * For drivers who read on behalf of somebody who waits. What is read is what
+ * the drive has, as with O_DIRECT. The pages are in no page cache, and nobody
+ * else's: the caller may look at them, and puts each with put_page() soon, as
+ * they are of memory that is meant to be movable.
+ *
+ * May sleep, not killable. Waits for nothing but the drive's answer, and for
+ * memory without I/O, so it may be called while a request of another disk is
+ * submitted (BLK_MQ_F_BLOCKING). The caller must not hold a lock that a reset
+ * of the drive needs, nor have its request queue frozen.
+ *
+ * Return: how many pages were read, from the first on: less than @nr if the
+ * drive takes no more at once, or memory is fragmented. -EAGAIN if the ordinary
+ * path has to read, for whatever reason: the stack is not enabled, the drive is
+ * not LBIO's, the place is beyond its end, the read failed, ... Nothing else.
+ */
+static inline int lbio_read_bdev(struct block_device *bdev, sector_t sector,
+				 unsigned int nr, struct page **pages)
+{
+	if (!aios_enabled())
+		return -EAGAIN;
+	return __lbio_read_bdev(bdev, sector, nr, pages);
+}
 
 #endif /* _LINUX_LBIO_DEV_H */

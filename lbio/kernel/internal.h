@@ -42,6 +42,7 @@ void aios_poll_debugfs(struct dentry *root);
 void lbio_debugfs(struct dentry *root);
 void lbio_dev_debugfs(struct dentry *root);
 void lbio_io_debugfs(struct dentry *root);
+void lbio_raw_test_debugfs(struct dentry *root);
 
 /* How many hits in a row nothing is learned from after one that was. */
 #define AIOS_POLL_SKIP	3
@@ -138,7 +139,8 @@ static inline void aios_poll_hit(struct aios_poll *poll)
 
 /**
  * enum lbio_event - what became of reads that LBIO was asked for
- * @LBIO_EV_READ: served
+ * @LBIO_EV_READ: served, of files
+ * @LBIO_EV_RAW: served, of block devices, for other drivers
  * @LBIO_EV_EARLY: inserted into the page cache before submission
  * @LBIO_EV_SLEPT: slept for
  * @LBIO_EV_KILLED: its reader was killed while he slept
@@ -147,6 +149,7 @@ static inline void aios_poll_hit(struct aios_poll *poll)
  * @LBIO_EV_SEQUENTIAL: part of a sequential stream
  * @LBIO_EV_INVALIDATING: truncation or the like is under way
  * @LBIO_EV_UNMAPPED: where the page is, is not known at once
+ * @LBIO_EV_DIRTY: the block device's page cache has what is to be written first
  * @LBIO_EV_FROZEN: the request queue is frozen
  * @LBIO_EV_STOPPED: no live queue for this CPU
  * @LBIO_EV_FULL: no free slot
@@ -166,6 +169,7 @@ static inline void aios_poll_hit(struct aios_poll *poll)
  */
 enum lbio_event {
 	LBIO_EV_READ,
+	LBIO_EV_RAW,
 	LBIO_EV_EARLY,
 	LBIO_EV_SLEPT,
 	LBIO_EV_KILLED,
@@ -174,6 +178,7 @@ enum lbio_event {
 	LBIO_EV_SEQUENTIAL,
 	LBIO_EV_INVALIDATING,
 	LBIO_EV_UNMAPPED,
+	LBIO_EV_DIRTY,
 	LBIO_EV_FROZEN,
 	LBIO_EV_STOPPED,
 	LBIO_EV_FULL,
@@ -238,7 +243,8 @@ struct lbio_chunk {
  * @start: when accounting began, in jiffies
  * @slot: of the command
  * @nr: number of pages
- * @inserted: those that are in the page cache, locked, as bits
+ * @inserted: those that are in the page cache, locked, as bits; none if it is not
+ * for the page cache
  * @valid: they may be seen when they are read
  * @low: the pool needs pages
  * @thrashing: it reads what was in use when it was evicted
@@ -354,13 +360,14 @@ struct lbio_dev {
 };
 
 void lbio_reap(struct lbio_queue *queue);
-void lbio_schedule_tick(struct lbio_queue *queue);
+void lbio_start_tick(struct lbio_queue *queue);
 
 /* lbio_wake() has a token of a queue's, not of a task's: wake its worker. */
 #define LBIO_TOKEN_QUEUE	4
 
 void lbio_start_acct(struct lbio_io *io);
 int lbio_wait(struct lbio_io *io);
+bool lbio_wait_raw(struct lbio_io *io);
 void lbio_put_pages(struct lbio_io *io, unsigned int nr);
 void lbio_orphan_work(struct work_struct *work);
 

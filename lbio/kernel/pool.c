@@ -276,10 +276,8 @@ void lbio_pool_refill(struct lbio_queue *queue)
 		queue->used = true;
 		if (!queue->chunk || !lbio_chunk_left(&queue->chunk->state))
 			lbio_pool_advance(queue);
-		if (!queue->ticking) {
-			queue->ticking = true;
-			lbio_schedule_tick(queue);
-		}
+		if (!queue->ticking)
+			lbio_start_tick(queue);
 		chunk = NULL;
 	}
 	spin_unlock(&queue->sq_lock);

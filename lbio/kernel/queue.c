@@ -152,9 +152,17 @@ static void lbio_tick_commands(struct lbio_queue *queue)
 }
 
 /* On a workqueue that makes progress when memory is short: see lbio_wake(). */
-void lbio_schedule_tick(struct lbio_queue *queue)
+static void lbio_schedule_tick(struct lbio_queue *queue)
 {
 	kblockd_mod_delayed_work_on(WORK_CPU_UNBOUND, &queue->tick, LBIO_TICK);
+}
+
+/* The watchdog looks after the queue from now on. */
+void lbio_start_tick(struct lbio_queue *queue)
+	__must_hold(&queue->sq_lock)
+{
+	queue->ticking = true;
+	lbio_schedule_tick(queue);
 }
 
 static void lbio_tick(struct work_struct *work)

@@ -53,28 +53,15 @@
  */
 
 #include <linux/blkdev.h>
-#include <linux/cpuset.h>
 #include <linux/err.h>
 #include <linux/folio_batch.h>
 #include <linux/mm.h>
 #include <linux/pagemap.h>
-#include <linux/sched.h>
 #include <linux/timekeeping.h>
 
-#include "../blk-rq-qos.h"
 #include "internal.h"
+#include "submit.h"
 #include "trace.h"
-
-/* Tasks may have asked for pages of other nodes than the pool's. */
-static bool lbio_may_use(const struct page *page)
-{
-#ifdef CONFIG_NUMA
-	return !current->mempolicy && !cpuset_do_page_mem_spread() &&
-	       node_isset(page_to_nid(page), cpuset_current_mems_allowed);
-#else
-	return true;
-#endif
-}
 
 /* Notes why the ordinary path has to read. */
 static noinline bool lbio_refuse(const struct inode *inode, pgoff_t index,
@@ -83,60 +70,6 @@ static noinline bool lbio_refuse(const struct inode *inode, pgoff_t index,
 	lbio_count(why);
 	trace_lbio_fallback(inode, index, why);
 	return false;
-}
-
-/*
- * Notes from where @nr pages came, those from @index on of the queue's chunk. If
- * they were the last, the next read finds others. Says whether the pool needs
- * more, to one reader.
- */
-static __always_inline void lbio_note_pages(struct lbio_io *io,
-					    unsigned int index, unsigned int nr)
-	__must_hold(&io->queue->sq_lock)
-{
-	struct lbio_queue *queue = io->queue;
-	struct lbio_chunk *chunk = queue->chunk;
-	unsigned int i;
-
-	queue->used = true;
-	io->chunk = chunk;
-	io->nr = nr;
-	for (i = 0; i < nr; i++)
-		io->pages[i] = chunk->pages[index + i];
-	io->dma = chunk->dma + ((dma_addr_t)index << PAGE_SHIFT);
-	if (likely(chunk->nr >= index + nr + LBIO_MAX_PAGES))
-		return;
-	if (queue->next) {
-		if (index + nr == chunk->nr)
-			lbio_pool_advance(queue);
-	} else if (!queue->refilling) {
-		queue->refilling = true;
-		io->low = true;
-	}
-}
-
-/*
- * Takes @nr adjacent pages, or fewer if the pool has not so many, or none.
- */
-static bool lbio_take_pages(struct lbio_io *io, unsigned int nr)
-	__must_hold(&io->queue->sq_lock)
-{
-	struct lbio_queue *queue = io->queue;
-	int index = -ENOMEM;
-
-	if (likely(queue->chunk && lbio_may_use(queue->chunk->pages[0])))
-		index = lbio_chunk_take(&queue->chunk->state, nr);
-	if (unlikely(index < 0)) {
-		lbio_pool_advance(queue);
-		if (!queue->chunk || !lbio_may_use(queue->chunk->pages[0]))
-			return false;
-		nr = min(nr, lbio_chunk_left(&queue->chunk->state));
-		index = lbio_chunk_take(&queue->chunk->state, nr);
-		if (index < 0)
-			return false;
-	}
-	lbio_note_pages(io, index, nr);
-	return true;
 }
 
 /* Gives all but @nr pages back, which nobody has seen. */
@@ -148,97 +81,6 @@ static void lbio_shorten(struct lbio_io *io, unsigned int nr)
 	for (i = nr; i < io->nr; i++)
 		folio_put(lbio_folio(io, i));
 	io->nr = nr;
-}
-
-/* The watchdog looks after the queue from now on. */
-static noinline void lbio_start_tick(struct lbio_queue *queue)
-	__must_hold(&queue->sq_lock)
-{
-	queue->ticking = true;
-	lbio_schedule_tick(queue);
-}
-
-/* Notes that the drive was told of the read in @slot. */
-static __always_inline void lbio_note_slot(struct lbio_io *io, u16 slot,
-					   sector_t sector)
-	__must_hold(&io->queue->sq_lock)
-{
-	struct lbio_queue *queue = io->queue;
-
-	io->slot = slot;
-	queue->started[slot] = jiffies;
-	if (unlikely(!queue->ticking))
-		lbio_start_tick(queue);
-	trace_lbio_submit(io, sector);
-}
-
-/*
- * Takes a page and submits a read into it, in one step and with all that can
- * wait behind the doorbell. If not all is there for that, it does nothing.
- */
-static __always_inline bool lbio_submit_page(struct lbio_io *io,
-					     const struct lbio_ns *ns,
-					     sector_t sector)
-{
-	struct lbio_queue *queue = io->queue;
-	struct lbio_chunk *chunk;
-	s64 entry = -ENOMEM;
-	unsigned int shift;
-
-	spin_lock(&queue->sq_lock);
-	chunk = queue->chunk;
-	if (unlikely(!queue->live || !chunk || !lbio_may_use(chunk->pages[0])))
-		goto unlock;
-	shift = ns->lba_shift - SECTOR_SHIFT;
-	entry = lbio_ring_read_page(queue->ring, &chunk->state,
-				    chunk->dma >> PAGE_SHIFT, ns->nsid,
-				    sector >> shift, PAGE_SECTORS >> shift);
-	if (unlikely(entry < 0))
-		goto unlock;
-	queue->sq_doorbell(queue->hw, entry >> 16);
-	lbio_note_pages(io, entry >> 32, 1);
-	lbio_note_slot(io, entry, sector);
-unlock:
-	spin_unlock(&queue->sq_lock);
-	return entry >= 0;
-}
-
-static bool lbio_submit(struct lbio_io *io, const struct lbio_ns *ns,
-			sector_t sector)
-	__must_hold(&io->queue->sq_lock)
-{
-	struct lbio_queue *queue = io->queue;
-	unsigned int shift = ns->lba_shift;
-	s64 entry;
-
-	entry = lbio_ring_submit(queue->ring, ns->nsid,
-				 sector >> (shift - SECTOR_SHIFT),
-				 (io->nr << PAGE_SHIFT) >> shift, io->dma,
-				 io->nr);
-	if (unlikely(entry < 0))
-		return false;
-	queue->sq_doorbell(queue->hw, entry >> 16);
-	lbio_note_slot(io, entry, sector);
-	return true;
-}
-
-/* Whether requests to @q are looked at by somebody whom LBIO would bypass. */
-static bool lbio_is_watched(struct request_queue *q)
-{
-	struct rq_qos *rqos = q->rq_qos;
-
-	/* Throttling of writeback is about writes. */
-	if (rqos && (rqos->id != RQ_QOS_WBT || rqos->next))
-		return true;
-#ifdef CONFIG_BLK_DEV_THROTTLING
-	if (q->td)
-		return true;
-#endif
-#ifdef CONFIG_BLK_DEV_IO_TRACE
-	if (rcu_access_pointer(q->blk_trace))
-		return true;
-#endif
-	return q->elevator;
 }
 
 /*
@@ -261,24 +103,6 @@ static bool lbio_is_sequential(const struct file *file,
 	miss = page_cache_prev_miss(mapping, index - 1, nr + 1);
 	rcu_read_unlock();
 	return index - miss - 1 > nr;
-}
-
-/* How many of @nr pages from @sector on one command may read; one at least. */
-static unsigned int lbio_limit(struct block_device *bdev, sector_t sector,
-			       pgoff_t nr)
-{
-	const struct queue_limits *lim;
-	unsigned int sectors;
-
-	lim = &bdev_get_queue(bdev)->limits;
-	sectors = queue_max_sectors(bdev_get_queue(bdev));
-	/* Some drives are slow across a boundary. */
-	if (lim->chunk_sectors)
-		sectors = min(sectors,
-			      blk_boundary_sectors_left(bdev->bd_start_sect +
-							sector,
-							lim->chunk_sectors));
-	return clamp(sectors / PAGE_SECTORS, 1, nr);
 }
 
 /* Inserts page @i, locked, unless there is one, or no memory. */
@@ -411,35 +235,24 @@ static noinline bool lbio_start_any(struct lbio_io *io,
 				    struct address_space *mapping,
 				    pgoff_t index, unsigned int nr)
 {
+	sector_t sector = extent->sector + io->bdev->bd_start_sect;
 	struct lbio_queue *queue = io->queue;
-	enum lbio_event why = LBIO_EV_STOPPED;
-	bool sent;
+	enum lbio_event why;
+	bool taken;
 
-	spin_lock(&queue->sq_lock);
-	if (unlikely(!queue->live))
-		goto unlock;
-	why = LBIO_EV_NO_PAGE;
-	if (unlikely(!lbio_take_pages(io, nr)))
-		goto unlock;
 	if (unlikely(!extent->quiet)) {
+		spin_lock(&queue->sq_lock);
+		taken = lbio_take_pages(io, nr, &why);
 		spin_unlock(&queue->sq_lock);
+		if (unlikely(!taken))
+			return lbio_refuse(mapping->host, index, why);
 		return lbio_start_early(io, ns, extent, mapping, index);
 	}
-	sent = lbio_submit(io, ns, extent->sector + io->bdev->bd_start_sect);
-	spin_unlock(&queue->sq_lock);
-	if (unlikely(!sent)) {
-		lbio_put_pages(io, io->nr);
-		return lbio_refuse(mapping->host, index, LBIO_EV_FULL);
-	}
+	if (unlikely(!lbio_submit_pages(io, ns, sector, nr, &why)))
+		return lbio_refuse(mapping->host, index, why);
 	lbio_insert(io, mapping, index);
 	lbio_validate(io, extent, mapping, index);
 	return true;
-
-unlock:
-	spin_unlock(&queue->sq_lock);
-	if (why == LBIO_EV_NO_PAGE)
-		io->low = true;
-	return lbio_refuse(mapping->host, index, why);
 }
 
 /* Submits the read and inserts the folios, in whichever order is safe. */
@@ -511,37 +324,13 @@ static __always_inline bool lbio_begin(struct lbio_io *io,
 	/* All that is read of it is written before. */
 	struct lbio_extent extent __uninitialized;
 	const struct lbio_ns *ns;
-	struct request_queue *q;
-	struct lbio_dev *dev;
 	enum lbio_event why;
 
-	/*
-	 * From here on reset, removal and reformatting wait for this read, which
-	 * therefore must not wait for other I/O of the drive, as reclaim may:
-	 * what allocates does without it (NOIO).
-	 */
-	q = bdev_get_queue(io->bdev);
-	why = LBIO_EV_FROZEN;
-	if (unlikely(!percpu_ref_tryget_live(&q->q_usage_counter)))
+	if (unlikely(!lbio_enter_queue(io, &ns, nr, &why)))
 		goto refuse;
-	why = LBIO_EV_NO_DEV;
-	dev = lbio_find_ns(io->bdev, &ns);
-	if (!dev)
-		goto put_queue;
-	why = LBIO_EV_SHARED;
-	if (unlikely(lbio_is_watched(q)))
-		goto put_queue;
-	why = LBIO_EV_STOPPED;
-	io->queue = raw_cpu_read(*dev->map);
-	if (unlikely(!io->queue))
-		goto put_queue;
-	/* Unmapped one by one they would cost more than by the ordinary path. */
-	why = LBIO_EV_NO_PAGE;
-	if (unlikely(nr > 1 && !dev->lazy))
-		goto put_queue;
 	why = LBIO_EV_INVALIDATING;
 	if (unlikely(!filemap_invalidate_trylock_shared(mapping)))
-		goto put_queue;
+		goto exit_queue;
 	why = LBIO_EV_UNMAPPED;
 	if (unlikely(!lbio_map(mapping->host, index, &extent)))
 		goto unlock;
@@ -558,24 +347,16 @@ static __always_inline bool lbio_begin(struct lbio_io *io,
 	io->thrashing = false;
 	if (unlikely(!lbio_start(io, ns, &extent, mapping, index, nr))) {
 		filemap_invalidate_unlock_shared(mapping);
-		if (io->low)
-			lbio_pool_refill(io->queue);
-		lbio_exit_queue(io->bdev);
+		lbio_not_sent(io);
 		return false;
 	}
 	filemap_invalidate_unlock_shared(mapping);
-
-	/* The drive is at work. */
-	lbio_start_acct(io);
-	if (unlikely(!list_empty_careful(&io->queue->full)))
-		lbio_pool_unmap_idle(io->queue);
-	if (unlikely(io->low))
-		lbio_pool_refill(io->queue);
+	lbio_sent(io);
 	return true;
 
 unlock:
 	filemap_invalidate_unlock_shared(mapping);
-put_queue:
+exit_queue:
 	lbio_exit_queue(io->bdev);
 refuse:
 	return lbio_refuse(mapping->host, index, why);

@@ -12,6 +12,7 @@ DEFINE_PER_CPU(u64[LBIO_NR_EVENTS], lbio_events);
 
 const char *const lbio_event_names[LBIO_NR_EVENTS] = {
 	[LBIO_EV_READ] = "read",
+	[LBIO_EV_RAW] = "raw",
 	[LBIO_EV_EARLY] = "early",
 	[LBIO_EV_SLEPT] = "slept",
 	[LBIO_EV_KILLED] = "killed",
@@ -20,6 +21,7 @@ const char *const lbio_event_names[LBIO_NR_EVENTS] = {
 	[LBIO_EV_SEQUENTIAL] = "sequential",
 	[LBIO_EV_INVALIDATING] = "invalidating",
 	[LBIO_EV_UNMAPPED] = "unmapped",
+	[LBIO_EV_DIRTY] = "dirty",
 	[LBIO_EV_FROZEN] = "frozen",
 	[LBIO_EV_STOPPED] = "stopped",
 	[LBIO_EV_FULL] = "full",

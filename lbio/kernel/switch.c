@@ -3,11 +3,13 @@
  * The master switch of the asynchronous I/O stack: /sys/kernel/aios.
  *
  * A file is served only if the stack is enabled here and the file opted in;
- * with either missing, not one instruction of the stack runs.
+ * with either missing, not one instruction of the stack runs. A driver who reads
+ * a block device opted in by asking.
  */
 
 #include <linux/aios.h>
 #include <linux/debugfs.h>
+#include <linux/export.h>
 #include <linux/init.h>
 #include <linux/kobject.h>
 #include <linux/kstrtox.h>
@@ -15,8 +17,6 @@
 #include <linux/time64.h>
 
 #include "internal.h"
-
-DEFINE_STATIC_KEY_FALSE(aios_enabled_key);
 
 static ssize_t enabled_show(struct kobject *kobj, struct kobj_attribute *attr,
 			    char *buf)
@@ -43,6 +43,10 @@ static ssize_t enabled_store(struct kobject *kobj, struct kobj_attribute *attr,
 }
 
 static struct kobj_attribute enabled_attr = __ATTR_RW(enabled);
+
+/* Drivers test it inline. */
+DEFINE_STATIC_KEY_FALSE(aios_enabled_key);
+EXPORT_SYMBOL_GPL(aios_enabled_key);
 
 static ssize_t poll_max_ns_show(struct kobject *kobj,
 				struct kobj_attribute *attr, char *buf)
@@ -100,6 +104,8 @@ static int __init aios_init(void)
 	lbio_debugfs(root);
 	lbio_dev_debugfs(root);
 	lbio_io_debugfs(root);
+	if (IS_ENABLED(CONFIG_AIOS_KUNIT_TEST))
+		lbio_raw_test_debugfs(root);
 	return 0;
 }
 late_initcall(aios_init);

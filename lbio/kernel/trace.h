@@ -71,6 +71,24 @@ TRACE_EVENT(lbio_fallback,
 		      __entry->index, __get_str(reason))
 );
 
+/* As above, of a read of a block device, to whose beginning @sector counts. */
+TRACE_EVENT(lbio_raw_fallback,
+	    TP_PROTO(const struct block_device *bdev, sector_t sector,
+		     enum lbio_event reason),
+	    TP_ARGS(bdev, sector, reason),
+	    TP_STRUCT__entry(__field(dev_t, dev)
+			     __field(sector_t, sector)
+			     __string(reason, lbio_event_names[reason])
+	    ),
+	    TP_fast_assign(__entry->dev = bdev->bd_dev;
+			   __entry->sector = sector;
+			   __assign_str(reason);
+	    ),
+	    TP_printk("%d,%d sector %llu: %s",
+		      MAJOR(__entry->dev), MINOR(__entry->dev),
+		      (unsigned long long)__entry->sector, __get_str(reason))
+);
+
 #endif /* BLOCK_LBIO_TRACE_H */
 
 #undef TRACE_INCLUDE_PATH

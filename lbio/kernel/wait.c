@@ -91,7 +91,7 @@ void lbio_start_acct(struct lbio_io *io)
 	count_vm_events(PGPGIN, sectors);
 }
 
-static void lbio_end_acct(struct lbio_io *io)
+static __always_inline void lbio_end_acct(struct lbio_io *io)
 {
 	struct block_device *bdev = io->bdev;
 	unsigned long now = READ_ONCE(jiffies);
@@ -128,16 +128,10 @@ static __always_inline void lbio_end_page(const struct lbio_io *io,
 
 /*
  * Ends a read that is complete with @status: all that has to be done before
- * anybody may look, then unlocks the folios. Returns those that may be seen, as
- * bits; the read's references to them are the caller's. The others are not up to
- * date, and whoever comes for them reads them by the ordinary path: the mapping
- * may be gone as soon as the last one is unlocked, so none is removed here.
+ * anybody may look at the pages. Returns the status that counts.
  */
-static unsigned int lbio_finish(struct lbio_io *io, int status)
+static __always_inline int lbio_end(struct lbio_io *io, int status)
 {
-	unsigned int good = 0;
-	unsigned int i;
-
 	status = lbio_inject(status);
 	trace_lbio_complete(io, status);
 	/* In strict mode the pages are unmapped here, which is more than that. */
@@ -148,13 +142,33 @@ static unsigned int lbio_finish(struct lbio_io *io, int status)
 	lbio_put_pages(io, io->nr);
 	lbio_end_acct(io);
 	lbio_exit_queue(io->bdev);
+	return status;
+}
 
+static void lbio_count_failure(int status)
+{
+	lbio_count(status == LBIO_CANCELLED ? LBIO_EV_CANCELLED :
+					      LBIO_EV_ERROR);
+}
+
+/*
+ * Ends a read for the page cache that is complete with @status, and unlocks the
+ * folios. Returns those that may be seen, as bits; the read's references to them
+ * are the caller's. The others are not up to date, and whoever comes for them
+ * reads them by the ordinary path: the mapping may be gone as soon as the last
+ * one is unlocked, so none is removed here.
+ */
+static unsigned int lbio_finish(struct lbio_io *io, int status)
+{
+	unsigned int good = 0;
+	unsigned int i;
+
+	status = lbio_end(io, status);
 	if (likely(!status && io->valid && io->inserted)) {
 		good = io->inserted;
 		lbio_count(LBIO_EV_READ);
 	} else if (status) {
-		lbio_count(status == LBIO_CANCELLED ? LBIO_EV_CANCELLED :
-						       LBIO_EV_ERROR);
+		lbio_count_failure(status);
 	}
 	/* Of one page without a loop. */
 	lbio_end_page(io, 0, good);
@@ -274,8 +288,9 @@ static noinline int lbio_spin_slot(struct lbio_io *io, struct aios_poll *poll)
 
 /*
  * Whether the reader may leave the read behind. What is not in the page cache is
- * for him alone to end: nobody who takes the file system away would wait for it.
- * Not every fault has a caller who can go back.
+ * for him alone to end: nobody who takes the file system away would wait for it,
+ * and nobody would have the pages of a block device. Not every fault has a caller
+ * who can go back.
  */
 static bool lbio_is_killable(const struct lbio_io *io)
 {
@@ -385,4 +400,22 @@ int lbio_wait(struct lbio_io *io)
 	if (unlikely(status == -EINTR))
 		return status;
 	return lbio_finish(io, status);
+}
+
+/**
+ * lbio_wait_raw - wait for a read that is not for the page cache, and end it
+ * @io: the read; nothing of it is inserted, so nobody is killed meanwhile
+ *
+ * Return: whether the pages have what was asked for.
+ */
+bool lbio_wait_raw(struct lbio_io *io)
+{
+	int status = lbio_end(io, lbio_wait_slot(io));
+
+	if (unlikely(status)) {
+		lbio_count_failure(status);
+		return false;
+	}
+	lbio_count(LBIO_EV_RAW);
+	return true;
 }

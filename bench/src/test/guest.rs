@@ -6,6 +6,7 @@ mod engine;
 mod fsync;
 mod groups;
 mod lbio;
+mod lbio_raw;
 mod obd;
 mod obd_userspace;
 pub(super) mod race;

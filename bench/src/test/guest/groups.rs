@@ -13,6 +13,7 @@ use super::{
     Lbio,
     fsync,
     lbio,
+    lbio_raw,
     obd,
     obd_userspace,
     stack, //
@@ -110,6 +111,8 @@ pub(super) const STRICT: Group = Group {
             fio_verify(f)
         }),
         ("lbio-serves-reads", lbio::serves_reads),
+        ("lbio-raw-single-pages", lbio_raw::single_pages),
+        ("lbio-raw-reset-under-load", lbio_raw::reset_under_load),
     ],
     ..PLAIN
 };
@@ -126,6 +129,7 @@ const NO_IOMMU: Group = Group {
         }),
         ("lbio-serves-reads", lbio::serves_reads),
         ("lbio-fragmented-memory", lbio::fragmented_memory),
+        ("lbio-raw-fragmented-memory", lbio_raw::fragmented_memory),
     ],
     ..PLAIN
 };
@@ -151,6 +155,9 @@ const DEBUG: Group = Group {
         ("lbio-changes-against-faults", lbio::changes_against_faults),
         ("lbio-reset-under-load", lbio::reset_under_load),
         ("lbio-removal-under-load", lbio::removal_under_load),
+        ("lbio-raw-longer-reads", lbio_raw::longer_reads),
+        ("lbio-raw-reset-under-load", lbio_raw::reset_under_load),
+        ("lbio-raw-removal-under-load", lbio_raw::removal_under_load),
         fsync::SURVIVES_A_CRASH,
     ],
     ..PLAIN
@@ -198,6 +205,16 @@ const LBIO_CASES: &[Case] = &[
     ("cpu-hotplug-under-load", lbio::cpu_hotplug_under_load),
     ("reset-under-load", lbio::reset_under_load),
     ("removal-under-load", lbio::removal_under_load),
+    ("raw-single-pages", lbio_raw::single_pages),
+    ("raw-longer-reads", lbio_raw::longer_reads),
+    ("raw-refused", lbio_raw::refused),
+    ("raw-partition", lbio_raw::partition),
+    ("raw-writes-are-seen", lbio_raw::writes_are_seen),
+    ("raw-fragmented-memory", lbio_raw::fragmented_memory),
+    ("raw-errors-are-read-again", lbio_raw::errors_are_read_again),
+    ("raw-killed", lbio_raw::killed),
+    ("raw-reset-under-load", lbio_raw::reset_under_load),
+    ("raw-removal-under-load", lbio_raw::removal_under_load),
 ];
 
 const LBIO_DENIED: Group = Group {
