@@ -6,6 +6,11 @@ use crate::platform::Crc;
 use core::fmt;
 use kernel::{
     bindings,
+    block::{
+        bdev::BlockDevice,
+        SECTOR_SHIFT,
+        SECTOR_SIZE, //
+    },
     fs::{
         file::{
             flags,
@@ -18,6 +23,10 @@ use kernel::{
     },
     prelude::*,
     sync::aref::ARef, //
+};
+use obd_core::source::{
+    Blocks,
+    SLACK, //
 };
 use obd_core::{
     zfile,
@@ -55,6 +64,10 @@ impl Blob {
             other => other?,
         };
         file.read_at(&mut [0], 0)?;
+        if let Some(device) = file.block_device() {
+            // It is read past its page cache.
+            device.sync()?;
+        }
         let blob = Self {
             size: file.size(),
             file,
@@ -87,6 +100,17 @@ impl Blob {
         Path::lookup(path)
     }
 
+    /// Whether what an image has on it is read past the page cache: it is on a block device, and
+    /// whole sectors can be read from that.
+    pub(crate) fn is_on_device(&self) -> bool {
+        self.device()
+            .is_some_and(|device| device.logical_block_size() == SECTOR_SIZE as usize)
+    }
+
+    fn device(&self) -> Option<&BlockDevice> {
+        self.file.block_device()
+    }
+
     /// A device may be larger than the zfile on it, which says how long it is if its header was
     /// written again at the end.
     fn shrink(mut self) -> Result<Self> {
@@ -103,6 +127,14 @@ impl Source for Blob {
     }
 
     fn read_exact_at(&self, offset: u64, buf: &mut [u8]) -> Result<(), ReadError> {
+        if let Some(device) = self.device() {
+            let sector = offset >> SECTOR_SHIFT;
+            if offset == sector << SECTOR_SHIFT
+                && device.is_aligned(sector, buf.len(), buf.as_ptr())
+            {
+                return device.read(sector, buf).map_err(ReadError);
+            }
+        }
         let mut at = offset;
         let mut rest = buf;
         while !rest.is_empty() {
@@ -115,6 +147,27 @@ impl Source for Blob {
             rest = rest.get_mut(got..).unwrap_or_default();
         }
         Ok(())
+    }
+
+    /// From a device, reads the blocks around it. What is compressed is never aligned.
+    fn with<T>(
+        &self,
+        offset: u64,
+        len: usize,
+        room: &mut [u8],
+        then: impl FnOnce(&[u8]) -> T,
+    ) -> Result<T, ReadError> {
+        let size = match self.device().map(BlockDevice::logical_block_size) {
+            Some(size) if size <= SLACK / 2 => size,
+            _ => 1,
+        };
+        let blocks = Blocks::around(offset, len, size);
+        let room = room.get_mut(..blocks.len).unwrap_or_default();
+        self.read_exact_at(blocks.start, room)?;
+        match room.get(blocks.skip..).and_then(|room| room.get(..len)) {
+            Some(wanted) => Ok(then(wanted)),
+            None => Err(ReadError(EINVAL)),
+        }
     }
 }
 

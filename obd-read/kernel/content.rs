@@ -114,6 +114,18 @@ impl Content {
         }
     }
 
+    /// Whether all that it is in can be read without any file system, see
+    /// [`Blob::is_on_device`].
+    pub(crate) fn is_on_devices(&self) -> bool {
+        match self {
+            Self::Image(image) => image
+                .layers()
+                .iter()
+                .all(|layer| layer.file().source().is_on_device()),
+            Self::ZFile(file) => file.file().source().is_on_device(),
+        }
+    }
+
     /// Whether all of a range is zeros, so that reading it takes no I/O.
     pub(crate) fn is_zeros(&self, offset: u64, len: u64) -> bool {
         match self {

@@ -26,6 +26,7 @@ use kernel::{
                 GenDiskBuilder, //
             },
             in_submitter,
+            Below,
             Op,
             QueueResult,
             Request,
@@ -76,6 +77,8 @@ pub(crate) struct Device {
     queue: OwnedQueue,
     name: CString,
     content: Content,
+    /// What reads of the content read in turn.
+    below: Below,
     paths: KVec<CString>,
     #[pin]
     pool: Pool,
@@ -111,6 +114,10 @@ impl Device {
         let tags = Arc::pin_init(TagSet::with_flags(queues, DEPTH, 1, flags), GFP_KERNEL)?;
         let sectors = content.sectors();
         let needs = content.needs();
+        let below = match content.is_on_devices() {
+            true => Below::Devices,
+            false => Below::Files,
+        };
         let queue = OwnedQueue::new(
             fmt!("obd{number}"),
             QueueFlags::UNBOUND | QueueFlags::MEM_RECLAIM,
@@ -121,6 +128,7 @@ impl Device {
                 queue,
                 name: CString::try_from_fmt(fmt!("obd{number}"))?,
                 content,
+                below,
                 paths,
                 pool <- Pool::new(needs),
                 complaints <- RateLimit::new(),
@@ -183,10 +191,18 @@ impl Device {
     /// Whatever fails is left to a worker, as are signals: it has none, and says what is wrong.
     fn read_directly(&self, rq: &Request<Disk>, is_last: bool) -> bool {
         is_last
-            && rq.submitter_waits()
-            && in_submitter(|| self.pool.try_with(|scratch| self.read(rq, scratch).is_ok()))
-                .flatten()
-                .unwrap_or(false)
+            && (rq.submitter_waits() || self.is_awaited(rq))
+            && in_submitter(self.below, || {
+                self.pool.try_with(|scratch| self.read(rq, scratch).is_ok())
+            })
+            .flatten()
+            .unwrap_or(false)
+    }
+
+    /// Whether somebody waits for what is read ahead: a single page is what a reader at random
+    /// wants. He has a lock of the page cache's above, so that none below may be taken.
+    fn is_awaited(&self, rq: &Request<Disk>) -> bool {
+        self.below == Below::Devices && rq.len_bytes() as usize == PAGE_SIZE && rq.reads_ahead()
     }
 
     /// Fills the memory of `rq` with zeros, if that is what it is to have.

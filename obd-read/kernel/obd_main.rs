@@ -28,7 +28,8 @@
 //!
 //! - the submitter does nothing but wait for this request, and says so
 //!   ([`mq::Request::submitter_waits`]): asynchronous reads, those that must not wait
-//!   and read ahead go to workers, however few they are, as more of them are to come;
+//!   and read ahead go to workers, however few they are, as more of them are to come. Read
+//!   ahead of a single page is for a reader at random, who waits for it;
 //! - it is the last of those that are submitted together: the others are at work then;
 //! - the task may wait for I/O here ([`mq::in_submitter`]);
 //! - there is a buffer, and the read succeeds.
@@ -38,7 +39,10 @@
 //! served by workers if that is a device of this kind, too. Whoever is beneath on the
 //! stack may have locks of its own file system; it would have them while it waits for a
 //! worker, too. Those of the blobs' are taken under them, which is the order of the
-//! layers, and no blob is written to.
+//! layers, and no blob is written to. Blobs on block devices are read past the page
+//! cache, by bios of this module's own, so nothing is locked at all; only then is read
+//! ahead served like this, whose submitter has locks that blobs in files need, too,
+//! those of other inodes.
 //!
 //! All else goes to the workqueue, whose work is part of the request. A worker takes
 //! buffers ([`scratch`]), reads, checks and decodes to the request's memory, gives the

@@ -8,6 +8,7 @@ use crate::platform::{
     OutOfMemory,
     Platform, //
 };
+use crate::source::SLACK;
 
 /// Compressed bytes read at a time, at least: long enough that a sequential
 /// reader of 4 KiB blocks asks its source for 64 KiB and more at once.
@@ -16,7 +17,7 @@ const RUN: usize = 128 << 10;
 /// What reads need in memory besides the caller's buffer. One per reader at a
 /// time; which one serves which read makes no difference.
 pub struct Scratch<P: Platform> {
-    /// Compressed bytes.
+    /// Room for compressed bytes, and [`SLACK`]; none if nothing is compressed.
     pub(crate) stored: <P::Memory as Memory>::Buf<u8>,
     /// A decoded block of which only a part was asked for.
     pub(crate) block: <P::Memory as Memory>::Buf<u8>,
@@ -56,8 +57,8 @@ impl<P: Platform> Scratch<P> {
     ///
     /// # Errors
     ///
-    /// [`OutOfMemory`]; at most 128 KiB, one decoded block and the codecs'
-    /// workspaces are asked for.
+    /// [`OutOfMemory`]; at most 128 KiB and [`SLACK`], one decoded block and the
+    /// codecs' workspaces are asked for.
     pub fn new(needs: Needs) -> Result<Self, OutOfMemory> {
         Self::new_with(needs, P::Memory::filled, P::Zstd::workspace)
     }
@@ -75,7 +76,7 @@ impl<P: Platform> Scratch<P> {
     ) -> Result<Self, OutOfMemory> {
         let stored = match needs.stored {
             0 => 0,
-            len => len.max(RUN),
+            len => len.max(RUN) + SLACK,
         };
         Ok(Self {
             stored: buffer(stored)?,

@@ -4,6 +4,10 @@
 
 use crate::error::Error;
 
+/// Room that [`Source::with`] has beyond the bytes asked for, bytes: a source of
+/// whole blocks of half as much reads one more at each end.
+pub const SLACK: usize = 8 << 10;
+
 /// Bytes at addresses: a file, a block device, memory.
 pub trait Source {
     /// Why a read failed.
@@ -20,12 +24,24 @@ pub trait Source {
     /// Whatever the source says; the content of `buf` is undefined then.
     fn read_exact_at(&self, offset: u64, buf: &mut [u8]) -> Result<(), Self::Error>;
 
-    /// The `len` bytes at `offset`, if the source has them in memory anyway.
-    /// Their content must not change while they are borrowed: it is checked
-    /// first and decoded then.
-    fn borrow(&self, offset: u64, len: usize) -> Option<&[u8]> {
-        let _ = (offset, len);
-        None
+    /// Gives `then` the `len` bytes at `offset`, wherever the source has them, or
+    /// can read them to with the least effort: `room`, at least [`SLACK`] longer
+    /// than that, is for the latter. Their content must not change before `then`
+    /// returns, as it is checked first and decoded then.
+    ///
+    /// # Errors
+    ///
+    /// Whatever the source says; `then` is not called.
+    fn with<T>(
+        &self,
+        offset: u64,
+        len: usize,
+        room: &mut [u8],
+        then: impl FnOnce(&[u8]) -> T,
+    ) -> Result<T, Self::Error> {
+        let (buf, _) = room.split_at_mut(len.min(room.len()));
+        self.read_exact_at(offset, buf)?;
+        Ok(then(buf))
     }
 }
 
@@ -40,8 +56,41 @@ impl<S: Source> Source for &S {
         (**self).read_exact_at(offset, buf)
     }
 
-    fn borrow(&self, offset: u64, len: usize) -> Option<&[u8]> {
-        (**self).borrow(offset, len)
+    fn with<T>(
+        &self,
+        offset: u64,
+        len: usize,
+        room: &mut [u8],
+        then: impl FnOnce(&[u8]) -> T,
+    ) -> Result<T, Self::Error> {
+        (**self).with(offset, len, room, then)
+    }
+}
+
+/// Whole blocks that hold the bytes asked for, of a source that reads nothing else.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Blocks {
+    /// First byte of the first block.
+    pub start: u64,
+    /// Bytes of it before those asked for.
+    pub skip: usize,
+    /// Bytes in all: at most two blocks more than asked for, so that [`SLACK`] is
+    /// enough if they are no larger than half of it.
+    pub len: usize,
+}
+
+impl Blocks {
+    /// The blocks of `size` bytes, a power of two, around `len` bytes at `offset`.
+    #[inline]
+    pub fn around(offset: u64, len: usize, size: usize) -> Self {
+        let start = offset & !(size as u64 - 1);
+        // Less than a block.
+        let skip = (offset - start) as usize;
+        Self {
+            start,
+            skip,
+            len: skip.saturating_add(len).next_multiple_of(size),
+        }
     }
 }
 
@@ -69,11 +118,23 @@ impl<T: AsRef<[u8]>> Source for Bytes<T> {
     }
 
     fn read_exact_at(&self, offset: u64, buf: &mut [u8]) -> Result<(), Outside> {
-        buf.copy_from_slice(self.borrow(offset, buf.len()).ok_or(Outside)?);
+        buf.copy_from_slice(self.part(offset, buf.len()).ok_or(Outside)?);
         Ok(())
     }
 
-    fn borrow(&self, offset: u64, len: usize) -> Option<&[u8]> {
+    fn with<R>(
+        &self,
+        offset: u64,
+        len: usize,
+        _: &mut [u8],
+        then: impl FnOnce(&[u8]) -> R,
+    ) -> Result<R, Outside> {
+        self.part(offset, len).map(then).ok_or(Outside)
+    }
+}
+
+impl<T: AsRef<[u8]>> Bytes<T> {
+    fn part(&self, offset: u64, len: usize) -> Option<&[u8]> {
         let start = usize::try_from(offset).ok()?;
         self.0.as_ref().get(start..)?.get(..len)
     }
@@ -172,16 +233,34 @@ impl<S: Source> Window<S> {
         let at = self.locate(offset, buf.len())?;
         self.source
             .read_exact_at(at, buf)
-            .map_err(|source| Error::Io {
-                offset: at,
-                len: buf.len() as u64,
-                source,
-            })
+            .map_err(|source| Self::failed(at, buf.len(), source))
     }
 
-    /// The `len` bytes at `offset` without a copy, if the source can.
-    pub fn borrow(&self, offset: u64, len: usize) -> Option<&[u8]> {
-        let at = self.locate(offset, len).ok()?;
-        self.source.borrow(at, len)
+    /// Gives `then` the `len` bytes at `offset`, see [`Source::with`].
+    ///
+    /// # Errors
+    ///
+    /// As [`Window::read`]; `then` is not called.
+    #[inline]
+    pub fn with<T>(
+        &self,
+        offset: u64,
+        len: usize,
+        room: &mut [u8],
+        then: impl FnOnce(&[u8]) -> T,
+    ) -> Result<T, Error<S::Error>> {
+        let at = self.locate(offset, len)?;
+        self.source
+            .with(at, len, room, then)
+            .map_err(|source| Self::failed(at, len, source))
+    }
+
+    #[cold]
+    fn failed(offset: u64, len: usize, source: S::Error) -> Error<S::Error> {
+        Error::Io {
+            offset,
+            len: len as u64,
+            source,
+        }
     }
 }

@@ -105,7 +105,7 @@ impl Disk {
             Content::Image(image) => image
                 .layers()
                 .iter()
-                .filter_map(|layer| stored(layer).map(|stored| stored.window().source().get()))
+                .map(|layer| layer.file().source().get())
                 .collect(),
             Content::ZFile(zfile) => vec![zfile.file().source().get()],
         }
@@ -161,15 +161,6 @@ fn stored(layer: &Layer<File, Host>) -> Option<Stored<'_>> {
     match layer.zfile() {
         Some(zfile) => Some(Stored::Compressed(zfile)),
         None => layer.plain().map(Stored::Plain),
-    }
-}
-
-impl<'a> Stored<'a> {
-    fn window(&self) -> &'a Window<File> {
-        match self {
-            Stored::Plain(window) => window,
-            Stored::Compressed(zfile) => zfile.file(),
-        }
     }
 }
 

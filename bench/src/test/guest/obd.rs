@@ -358,6 +358,63 @@ pub(super) fn nested(f: &mut Fixture) -> Result<()> {
     f.guest.sh(&script, LONG).map(drop)
 }
 
+/// Blobs on block devices, which are read past the page cache, in whole blocks that
+/// hold more than what is wanted: written a moment ago and not yet on the drive, at
+/// sectors of any number, compressed and not. Buffered readers at random are served
+/// without a switch of tasks; what the device cannot read is an error for as long as
+/// it cannot.
+pub(super) fn devices(f: &mut Fixture) -> Result<()> {
+    let script = prologue(f.obd()?)
+        + "drive=/dev/nvme0n1 raw=/run/raw
+           fio --name=w --filename=$raw --size=12m --bs=64k --rw=write --ioengine=psync \
+               --randseed=7 --buffer_compress_percentage=50 --refill_buffers --minimal > /dev/null
+           $obd convert --engine=cache --output $raw.layer $raw > /dev/null
+           stat() { sed -n \"s/^$1 //p\" /sys/kernel/config/obd/s/stats; }
+           drop() { echo 1 > /proc/sys/vm/drop_caches; }
+           at_random() {
+               drop; own=$(stat direct) all=$(stat reads)
+               fio --name=r --filename=$dev --readonly --rw=randread --bs=4k --ioengine=psync \
+                   --fadvise_hint=0 --io_size=8m --randrepeat=1 --thread --output-format=json \
+                   --output=/run/fio
+               own=$(($(stat direct) - own)) all=$(($(stat reads) - all))
+               ctx=$(awk '/\"ctx\"/ { gsub(/[^0-9]/, \"\"); print; exit }' /run/fio)
+               echo \"at random: $all reads, $own direct, $ctx switches\"; }
+
+           exec 9<>$drive
+           dd if=$raw.layer of=$drive bs=1M conv=notrunc 2>/dev/null
+           dev=$($obd attach --name s $drive)
+           cmp $raw $dev
+           at_random; [ $own -gt 1000 ]; [ $((all - own)) -lt $((all / 10)) ]
+           # The drive's own interrupt wakes the reader; a worker would be two more.
+           [ $ctx -lt $((own * 3 / 2)) ]
+           for i in 1 2 3 4; do (drop; cmp $raw $dev) & readers=\"$readers $!\"; done
+           for reader in $readers; do wait $reader; done
+           $obd detach s; exec 9>&-
+
+           dd if=$raw.layer of=$drive bs=512 seek=3 2>/dev/null
+           sectors=$(($(command stat -c %s $raw.layer) / 512 + 1))
+           echo 0 $sectors linear $drive 3 | dmsetup create --readonly t
+           dev=$($obd attach --name s /dev/mapper/t); cmp $raw $dev
+           dmsetup load t --table \"0 $sectors error\"; dmsetup resume t
+           drop; no cat $dev > /dev/null 2>&1
+           no dd if=$dev iflag=direct bs=4k of=/dev/null 2>/dev/null
+           dmesg | grep -q 'obd.*cannot read.*/dev/mapper/t: .*error -5'
+           [ $(stat errors) -gt 0 ]
+           dmsetup load t --table \"0 $sectors linear $drive 3\"; dmsetup resume t
+           drop; cmp $raw $dev; at_random; [ $own -gt 1000 ]
+           $obd detach s; dmsetup remove t; rm $raw $raw.layer
+
+           for layer in a-l01-raw a-l02-raw-discard a-l10-sealed; do
+               loop=$(losetup --find --show --read-only $layer.layer)
+               dev=$($obd attach --name s $loop)
+               cmp $exports/$layer.layer $dev; drop
+               dd if=$dev iflag=direct bs=4k of=/run/got 2>/dev/null
+               cmp $exports/$layer.layer /run/got; [ $(stat direct) -gt 0 ]
+               $obd detach s; losetup --detach $loop
+           done";
+    f.guest.sh(&script, LONG).map(drop)
+}
+
 /// Many devices, read at once; each has its own data.
 pub(super) fn many(f: &mut Fixture) -> Result<()> {
     let script = prologue(f.obd()?)

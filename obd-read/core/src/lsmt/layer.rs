@@ -299,12 +299,17 @@ impl<S: Source, P: Platform> Layer<S, P> {
         }
     }
 
+    /// The file the layer is in, compressed or not.
+    pub fn file(&self) -> &Window<S> {
+        match &self.content {
+            Content::Plain(file) => file,
+            Content::Compressed(file) => file.file(),
+        }
+    }
+
     /// First byte of the layer in its file: past the tar wrapper.
     pub fn payload_offset(&self) -> u64 {
-        match &self.content {
-            Content::Plain(file) => file.start(),
-            Content::Compressed(file) => file.file().start(),
-        }
+        self.file().start()
     }
 
     pub(crate) fn content(&self) -> &Content<S, P> {

@@ -22,12 +22,25 @@ use crate::platform::{
     Platform, //
 };
 use crate::scratch::Scratch;
-use crate::source::Source;
+use crate::source::{
+    SLACK,
+    Source, //
+};
+use core::ops::Range;
 
 /// The codecs' workspaces of a [`Scratch`].
 struct Workspaces<'a, P: Platform> {
     lz4: &'a mut Option<<P::Lz4 as Codec>::Workspace>,
     zstd: &'a mut Option<<P::Zstd as Codec>::Workspace>,
+}
+
+/// Where a block is decoded to of which only a part is wanted.
+struct Kept<'a> {
+    /// Of the file, in its image.
+    layer: usize,
+    block: &'a mut [u8],
+    /// Layer and number of the block that is there.
+    holds: &'a mut Option<(usize, u64)>,
 }
 
 impl<S: Source, P: Platform> ZFile<S, P> {
@@ -107,10 +120,14 @@ impl<S: Source, P: Platform> ZFile<S, P> {
                 size: self.size,
             })?;
             let mut len = first.len as usize;
+            let most = scratch.stored.len().saturating_sub(SLACK);
+            if len > most {
+                return Err(Error::ScratchTooSmall);
+            }
             let mut stop = number + 1;
             while stop < blocks {
                 let more = len + self.table.len_of(stop) as usize;
-                if more > scratch.stored.len() {
+                if more > most {
                     break;
                 }
                 len = more;
@@ -123,41 +140,61 @@ impl<S: Source, P: Platform> ZFile<S, P> {
                 lz4,
                 zstd,
             } = scratch;
-            let stored = match self.file.borrow(first.offset, len) {
-                Some(stored) => stored,
-                None => {
-                    let to = stored.get_mut(..len).ok_or(Error::ScratchTooSmall)?;
-                    self.file.read(first.offset, to)?;
-                    to
-                }
-            };
             let mut workspaces = Workspaces { lz4, zstd };
-            let mut rest = stored;
-            while number < stop {
-                let (this, after) = rest
-                    .split_at_checked(self.table.len_of(number) as usize)
-                    .unwrap_or((&[], &[]));
-                rest = after;
-                let whole = self.decoded_len(number);
-                let wanted = buf.len().min(whole - skip.min(whole));
-                let (now, later) = split(buf, wanted);
-                if wanted == whole {
-                    self.decode(number, this, now, &mut workspaces)?;
-                } else {
-                    *holds = None;
-                    let to = block.get_mut(..whole).ok_or(Error::ScratchTooSmall)?;
-                    self.decode(number, this, to, &mut workspaces)?;
-                    *holds = Some((layer, number));
-                    if let Some(from) = to.get(skip..skip.saturating_add(wanted)) {
-                        now.copy_from_slice(from);
-                    }
-                }
-                buf = later;
-                skip = 0;
-                number += 1;
-            }
+            let kept = Kept {
+                layer,
+                block,
+                holds,
+            };
+            let run = number..stop;
+            buf = self.file.with(first.offset, len, stored, |stored| {
+                self.decode_run(run, stored, skip, buf, kept, &mut workspaces)
+            })??;
+            skip = 0;
+            number = stop;
         }
         Ok(())
+    }
+
+    /// Decodes the blocks `run` from their stored bytes to the beginning of `buf`,
+    /// but for the first `skip` bytes and what is more than `buf` has room for.
+    /// Returns the rest of `buf`.
+    #[inline]
+    fn decode_run<'a>(
+        &self,
+        run: Range<u64>,
+        stored: &[u8],
+        skip: usize,
+        buf: &'a mut [u8],
+        kept: Kept<'_>,
+        workspaces: &mut Workspaces<'_, P>,
+    ) -> Result<&'a mut [u8], Error<S::Error>> {
+        let mut skip = skip;
+        let mut stored = stored;
+        let mut buf = buf;
+        for number in run {
+            let (this, after) = stored
+                .split_at_checked(self.table.len_of(number) as usize)
+                .unwrap_or((&[], &[]));
+            stored = after;
+            let whole = self.decoded_len(number);
+            let wanted = buf.len().min(whole - skip.min(whole));
+            let (now, later) = split(buf, wanted);
+            if wanted == whole {
+                self.decode(number, this, now, workspaces)?;
+            } else {
+                *kept.holds = None;
+                let to = kept.block.get_mut(..whole).ok_or(Error::ScratchTooSmall)?;
+                self.decode(number, this, to, workspaces)?;
+                *kept.holds = Some((kept.layer, number));
+                if let Some(from) = to.get(skip..skip.saturating_add(wanted)) {
+                    now.copy_from_slice(from);
+                }
+            }
+            buf = later;
+            skip = 0;
+        }
+        Ok(buf)
     }
 
     /// Checks and decodes block `number` from its stored bytes to `to`, which

@@ -1,0 +1,123 @@
+// SPDX-License-Identifier: GPL-2.0 OR MIT
+
+//! Sources that read whole blocks, as devices are read: what they need beyond the
+//! bytes asked for is there, and gives the same data.
+
+mod common;
+
+use common::*;
+use obd_core::scratch::Scratch;
+use obd_core::source::{
+    Blocks,
+    Bytes,
+    Outside,
+    SLACK,
+    Source, //
+};
+use obd_core::zfile::ZFile;
+use obd_host::Host;
+use std::cell::Cell;
+
+/// A drive with logical blocks of `block` bytes. What a file does not fill of the
+/// last one is garbage.
+struct Drive {
+    bytes: Vec<u8>,
+    size: u64,
+    block: usize,
+    reads: Cell<usize>,
+}
+
+impl Drive {
+    fn new(mut bytes: Vec<u8>, block: usize) -> Self {
+        let size = bytes.len() as u64;
+        bytes.resize(bytes.len().next_multiple_of(block), 0xa5);
+        Self {
+            bytes,
+            size,
+            block,
+            reads: Cell::new(0),
+        }
+    }
+}
+
+impl Source for Drive {
+    type Error = Outside;
+
+    fn size(&self) -> u64 {
+        self.size
+    }
+
+    fn read_exact_at(&self, offset: u64, buf: &mut [u8]) -> Result<(), Outside> {
+        Bytes(&self.bytes).read_exact_at(offset, buf)
+    }
+
+    fn with<T>(
+        &self,
+        offset: u64,
+        len: usize,
+        room: &mut [u8],
+        then: impl FnOnce(&[u8]) -> T,
+    ) -> Result<T, Outside> {
+        assert!(room.len() >= len + SLACK);
+        self.reads.set(self.reads.get() + 1);
+        let blocks = Blocks::around(offset, len, self.block);
+        assert!(blocks.start.is_multiple_of(self.block as u64));
+        assert!(blocks.len.is_multiple_of(self.block));
+        assert!(blocks.len <= len + 2 * self.block);
+        let room = &mut room[..blocks.len];
+        self.read_exact_at(blocks.start, room)?;
+        Ok(then(&room[blocks.skip..][..len]))
+    }
+}
+
+#[test]
+fn whole_blocks_give_the_same_data() {
+    for name in [
+        "a-z01-lz4-4k-mixed.zfile",
+        "a-z04-lz4-64k.zfile",
+        "a-z08-zstd-16k.zfile",
+        "a-z11-lz4-4k-random.zfile",
+        "a-z15-tar-lz4-4k.zfile",
+    ] {
+        let want = decode_zfile(&zfile(fixture(name)).unwrap()).unwrap();
+        for block in [512, 4096] {
+            let drive = Drive::new(fixture(name), block);
+            let file = zfile_on(&drive);
+            let mut scratch = Scratch::new(file.needs()).unwrap();
+            let mut got = vec![0; want.len()];
+            file.read_at(0, &mut got, &mut scratch).unwrap();
+            assert!(got == want, "{name}");
+            let reads = drive.reads.get();
+            assert!(reads > 0 && reads <= 2 + want.len() / (64 << 10), "{reads}");
+            for start in (0..want.len()).step_by(1 + want.len() / 200) {
+                let len = (want.len() - start).min(5000);
+                let mut got = vec![0; len];
+                file.read_at(start as u64, &mut got, &mut scratch).unwrap();
+                assert!(got == want[start..][..len], "{name} at {start}");
+            }
+        }
+    }
+}
+
+fn zfile_on(drive: &Drive) -> ZFile<&Drive, Host> {
+    let whole = obd_core::source::Window::whole(drive);
+    let file = match obd_core::tar::payload(&whole).unwrap() {
+        Some(payload) => whole.part(payload.offset, payload.len).unwrap(),
+        None => whole,
+    };
+    ZFile::open(file).unwrap()
+}
+
+#[test]
+fn blocks_hold_what_is_asked_for() {
+    for size in [1, 512, 4096] {
+        for offset in [0, 1, 511, 512, 4095, 4096, 1 << 40, (1 << 40) + 777] {
+            for len in [0, 1, 511, 512, 513, 4608, 1 << 17] {
+                let blocks = Blocks::around(offset, len, size);
+                assert_eq!(blocks.start + blocks.skip as u64, offset);
+                assert!(blocks.skip < size && blocks.skip + len <= blocks.len);
+                assert!(blocks.len < blocks.skip + len + size);
+            }
+        }
+    }
+}
