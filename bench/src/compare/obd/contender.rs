@@ -89,7 +89,7 @@ impl Contender {
             Self::Erofs => (format!("dev={drive}\n"), "erofs", String::new()),
             Self::Squashfs => (format!("dev={drive}\n"), "squashfs", String::new()),
         };
-        // Blobs are read through the page cache of their drive.
+        // The server reads blobs through the page cache of their drive.
         format!(
             "mkdir -p {MOUNT}\n{attach}mount -t {kind} -o ro $dev {MOUNT}\n\
              trap 'cd /; umount {MOUNT}{undo}' EXIT\n\
