@@ -8,6 +8,10 @@ use kernel::{
     bindings,
     block::{
         bdev::BlockDevice,
+        lbio::{
+            self,
+            Pages, //
+        },
         SECTOR_SHIFT,
         SECTOR_SIZE, //
     },
@@ -21,6 +25,7 @@ use kernel::{
             Path, //
         }, //
     },
+    page::PAGE_SIZE,
     prelude::*,
     sync::aref::ARef, //
 };
@@ -111,6 +116,12 @@ impl Blob {
         self.file.block_device()
     }
 
+    /// Reads whole blocks into pages of LBIO's, if that reads the drive, and they are few.
+    fn read_pages(device: &BlockDevice, blocks: Blocks) -> Option<Pages> {
+        let pages = blocks.len.div_ceil(PAGE_SIZE);
+        lbio::read(device, blocks.start >> SECTOR_SHIFT, pages)
+    }
+
     /// A device may be larger than the zfile on it, which says how long it is if its header was
     /// written again at the end.
     fn shrink(mut self) -> Result<Self> {
@@ -149,7 +160,8 @@ impl Source for Blob {
         Ok(())
     }
 
-    /// From a device, reads the blocks around it. What is compressed is never aligned.
+    /// From a device, reads the blocks around it: what is compressed is never aligned. Into pages
+    /// of LBIO's if it reads that drive, and then it is used where it came to.
     fn with<T>(
         &self,
         offset: u64,
@@ -157,14 +169,24 @@ impl Source for Blob {
         room: &mut [u8],
         then: impl FnOnce(&[u8]) -> T,
     ) -> Result<T, ReadError> {
-        let size = match self.device().map(BlockDevice::logical_block_size) {
+        let device = self.device();
+        let size = match device.map(BlockDevice::logical_block_size) {
             Some(size) if size <= SLACK / 2 => size,
             _ => 1,
         };
         let blocks = Blocks::around(offset, len, size);
+        let wanted = blocks.skip..blocks.skip + len;
+        let pages = device
+            .filter(|_| size > 1)
+            .and_then(|device| Self::read_pages(device, blocks));
+        // Where memory is fragmented not all of them are in one piece.
+        let bytes = pages.as_ref().map_or(&[][..], Pages::bytes);
+        if let Some(wanted) = bytes.get(wanted.clone()) {
+            return Ok(then(wanted));
+        }
         let room = room.get_mut(..blocks.len).unwrap_or_default();
         self.read_exact_at(blocks.start, room)?;
-        match room.get(blocks.skip..).and_then(|room| room.get(..len)) {
+        match room.get(wanted) {
             Some(wanted) => Ok(then(wanted)),
             None => Err(ReadError(EINVAL)),
         }

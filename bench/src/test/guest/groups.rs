@@ -236,6 +236,7 @@ const LBIO_DENIED: Group = Group {
 
 const OBD: Group = Group {
     name: "guest/obd",
+    lbio: Lbio::Interrupts,
     obd: Some(obd::Reader::Driver),
     cases: &[
         ("boots", boots),
@@ -246,6 +247,7 @@ const OBD: Group = Group {
         ("submitters", obd::submitters),
         ("nested", obd::nested),
         ("devices", obd::devices),
+        ("drive-by-lbio", obd::drive_by_lbio),
         ("many", obd::many),
         ("stacked", obd::stacked),
         ("damaged-block", obd::damaged_block),
@@ -265,6 +267,7 @@ const OBD_DEBUG: Group = Group {
         ("file-system", obd::file_system),
         ("nested", obd::nested),
         ("devices", obd::devices),
+        ("drive-by-lbio", obd::drive_by_lbio),
         ("stacked", obd::stacked),
         ("detach-under-load", obd::detach_under_load),
         ("unload", obd::unload),

@@ -415,6 +415,54 @@ pub(super) fn devices(f: &mut Fixture) -> Result<()> {
     f.guest.sh(&script, LONG).map(drop)
 }
 
+/// A blob on a drive that LBIO reads: into pages of LBIO's, and decoded from there.
+/// The data is the same where it takes reads for failed, where memory is in single
+/// pages and while the drive is reset; and while the stack is off LBIO has no part.
+pub(super) fn drive_by_lbio(f: &mut Fixture) -> Result<()> {
+    let prologue = prologue(f.obd()?)
+        + "drive=/dev/nvme0n1 raw=/run/raw
+           compare() { echo 1 > /proc/sys/vm/drop_caches; cmp $raw $dev; }
+           at_random() {
+               echo 1 > /proc/sys/vm/drop_caches
+               fio --name=r --filename=$dev --readonly --rw=randread --bs=4k --ioengine=psync \
+                   --fadvise_hint=0 --io_size=8m --randrepeat=1 --thread --minimal > /dev/null; }
+           dev=$($obd list | awk '$1 == \"l\" { print $2 }')\n";
+    let mut during = |script: &str| {
+        let script = prologue.clone() + script;
+        f.lbio_during("raw", |f| f.guest.sh(&script, LONG).map(drop))
+    };
+    let off = during(
+        "fio --name=w --filename=$raw --size=12m --bs=64k --rw=write --ioengine=psync \
+             --randseed=9 --buffer_compress_percentage=50 --refill_buffers --minimal > /dev/null
+         $obd convert --engine=cache --output $raw.layer $raw > /dev/null
+         dd if=$raw.layer of=$drive bs=1M 2>/dev/null
+         dev=$($obd attach --name l $drive)
+         compare; at_random",
+    )?;
+    check(off == 0, || format!("{off} reads by LBIO, which is off"))?;
+    let on = during("echo 1 > /sys/kernel/aios/enabled; compare; at_random")?;
+    check(on > 1000, || format!("{on} reads by LBIO"))?;
+    during(
+        "knob=/sys/kernel/debug/aios/lbio_fail_every
+         echo 3 > $knob; compare; at_random; compare; echo 0 > $knob
+         knob=/sys/module/lbio/parameters/chunk_order
+         order=$(cat $knob); echo 0 > $knob; compare; at_random; compare; echo $order > $knob",
+    )?;
+    let reset = during(
+        "for i in 1 2 3 4; do
+             (while ! test -e /run/stop; do compare; done) & readers=\"$readers $!\"
+         done
+         for i in 1 2 3 4; do sleep 1; echo 1 > /sys/class/nvme/nvme0/reset_controller; done
+         sleep 1; touch /run/stop; for reader in $readers; do wait $reader; done
+         rm /run/stop; compare
+         grep -qx 'errors 0' /sys/kernel/config/obd/l/stats",
+    )?;
+    check(reset > 100, || {
+        format!("{reset} reads by LBIO around resets")
+    })?;
+    during("echo 0 > /sys/kernel/aios/enabled; $obd detach l; rm $raw $raw.layer").map(drop)
+}
+
 /// Many devices, read at once; each has its own data.
 pub(super) fn many(f: &mut Fixture) -> Result<()> {
     let script = prologue(f.obd()?)
