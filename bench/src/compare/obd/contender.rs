@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 //! Ways to read the same tree of files from the same drive.
 
+use crate::stack::Stack;
 use serde::{
     Deserialize,
     Serialize, //
@@ -13,9 +14,12 @@ pub(super) const MOUNT: &str = "/run/aios-drive";
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Contender {
-    /// ext4 in an overlaybd layer, by the driver: what all others are compared
-    /// with.
+    /// ext4 in an overlaybd layer, by the driver with the stack enabled: what all
+    /// others are compared with.
     Obd,
+    /// The same, with the stack off, as it is for those that follow.
+    #[serde(rename = "obd-off")]
+    ObdOff,
     /// The same layer, by a process through ublk.
     Ublk,
     /// EROFS, LZ4 in clusters of 4 KiB.
@@ -37,8 +41,9 @@ pub(super) struct Paths {
 
 impl Contender {
     /// All of them.
-    pub(crate) const ALL: [Self; 5] = [
+    pub(crate) const ALL: [Self; 6] = [
         Self::Obd,
+        Self::ObdOff,
         Self::Ublk,
         Self::Erofs,
         Self::Squashfs,
@@ -49,6 +54,7 @@ impl Contender {
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Obd => "obd",
+            Self::ObdOff => "obd-off",
             Self::Ublk => "ublk",
             Self::Erofs => "erofs",
             Self::Squashfs => "squashfs",
@@ -60,7 +66,7 @@ impl Contender {
     pub(super) fn drive(self) -> &'static str {
         match self {
             Self::Bare => "/dev/nvme0n1",
-            Self::Obd | Self::Ublk => "/dev/nvme1n1",
+            Self::Obd | Self::ObdOff | Self::Ublk => "/dev/nvme1n1",
             Self::Erofs => "/dev/nvme2n1",
             Self::Squashfs => "/dev/nvme3n1",
         }
@@ -72,7 +78,7 @@ impl Contender {
         let Paths { tool, module } = paths;
         let drive = self.drive();
         let (attach, kind, undo) = match self {
-            Self::Obd => (
+            Self::Obd | Self::ObdOff => (
                 format!(
                     "[ -d /sys/kernel/config/obd ] || insmod {module}\n\
                      dev=$({tool} attach {drive})\n"
@@ -89,11 +95,16 @@ impl Contender {
             Self::Erofs => (format!("dev={drive}\n"), "erofs", String::new()),
             Self::Squashfs => (format!("dev={drive}\n"), "squashfs", String::new()),
         };
+        let stack = match self {
+            Self::Obd => Stack::Async,
+            _ => Stack::Off,
+        };
         // The server reads blobs through the page cache of their drive.
         format!(
-            "mkdir -p {MOUNT}\n{attach}mount -t {kind} -o ro $dev {MOUNT}\n\
+            "{}\nmkdir -p {MOUNT}\n{attach}mount -t {kind} -o ro $dev {MOUNT}\n\
              trap 'cd /; umount {MOUNT}{undo}' EXIT\n\
-             echo 3 > /proc/sys/vm/drop_caches\n"
+             echo 3 > /proc/sys/vm/drop_caches\n",
+            stack.switch_script()
         )
     }
 }

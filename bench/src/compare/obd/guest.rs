@@ -84,6 +84,9 @@ fn boot_config(setup: &Setup<'_>, drives: Vec<PathBuf>) -> BootConfig {
     config.memory_mib = MEMORY_MIB;
     config.iommu = setup.iommu;
     config.accel = setup.accel;
+    config
+        .append
+        .push(format!("nvme.lbio_queues={}", setup.cpus));
     config.drives = drives
         .into_iter()
         .map(|drive| Drive::new(Backend::Nbd(drive)))

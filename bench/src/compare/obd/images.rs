@@ -143,6 +143,7 @@ mod tests {
         for (contender, name) in [
             (Contender::Bare, "bare"),
             (Contender::Obd, "obd"),
+            (Contender::ObdOff, "obd"),
             (Contender::Ublk, "obd"),
             (Contender::Erofs, "erofs"),
             (Contender::Squashfs, "squashfs"),
