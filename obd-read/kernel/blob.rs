@@ -116,6 +116,15 @@ impl Blob {
         self.file.block_device()
     }
 
+    /// Bytes of which it is read whole multiples: the logical blocks of a device. 1 for a file, and
+    /// for devices whose blocks are too large for that.
+    fn granule(&self) -> usize {
+        match self.device().map(BlockDevice::logical_block_size) {
+            Some(size) if size <= SLACK / 2 => size,
+            _ => 1,
+        }
+    }
+
     /// Reads whole blocks into pages of LBIO's, if that reads the drive, and they are few.
     fn read_pages(device: &BlockDevice, blocks: Blocks) -> Option<Pages> {
         let pages = blocks.len.div_ceil(PAGE_SIZE);
@@ -160,8 +169,15 @@ impl Source for Blob {
         Ok(())
     }
 
-    /// From a device, reads the blocks around it: what is compressed is never aligned. Into pages
-    /// of LBIO's if it reads that drive, and then it is used where it came to.
+    /// From a device, reads the blocks around it: what is compressed is never aligned.
+    fn read_around(&self, offset: u64, len: usize, room: &mut [u8]) -> Result<usize, ReadError> {
+        let blocks = Blocks::around(offset, len, self.granule());
+        let room = room.get_mut(..blocks.len).ok_or(ReadError(EINVAL))?;
+        self.read_exact_at(blocks.start, room)?;
+        Ok(blocks.skip)
+    }
+
+    /// Into pages of LBIO's if it reads that drive, and then it is used where it came to.
     fn with<T>(
         &self,
         offset: u64,
@@ -169,24 +185,19 @@ impl Source for Blob {
         room: &mut [u8],
         then: impl FnOnce(&[u8]) -> T,
     ) -> Result<T, ReadError> {
-        let device = self.device();
-        let size = match device.map(BlockDevice::logical_block_size) {
-            Some(size) if size <= SLACK / 2 => size,
-            _ => 1,
-        };
-        let blocks = Blocks::around(offset, len, size);
-        let wanted = blocks.skip..blocks.skip + len;
-        let pages = device
-            .filter(|_| size > 1)
+        let granule = self.granule();
+        let blocks = Blocks::around(offset, len, granule);
+        let pages = self
+            .device()
+            .filter(|_| granule > 1)
             .and_then(|device| Self::read_pages(device, blocks));
         // Where memory is fragmented not all of them are in one piece.
         let bytes = pages.as_ref().map_or(&[][..], Pages::bytes);
-        if let Some(wanted) = bytes.get(wanted.clone()) {
+        if let Some(wanted) = bytes.get(blocks.skip..blocks.skip + len) {
             return Ok(then(wanted));
         }
-        let room = room.get_mut(..blocks.len).unwrap_or_default();
-        self.read_exact_at(blocks.start, room)?;
-        match room.get(wanted) {
+        let start = self.read_around(offset, len, room)?;
+        match room.get(start..start + len) {
             Some(wanted) => Ok(then(wanted)),
             None => Err(ReadError(EINVAL)),
         }

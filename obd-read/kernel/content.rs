@@ -136,21 +136,22 @@ impl Content {
         }
     }
 
-    /// Fills `buf`, whole sectors, from byte `offset` on. The buffers of `scratch` serve nothing
-    /// but this.
+    /// Fills `buf`, whole sectors, from byte `offset` on. The `ahead` bytes behind these are wanted
+    /// next. The buffers of `scratch` serve nothing but this.
     pub(crate) fn read(
         &self,
         offset: u64,
         buf: &mut [u8],
+        ahead: u64,
         scratch: &mut Scratch<Kernel>,
     ) -> Result<(), LayerError<ReadError>> {
         match self {
-            Self::Image(image) => image.read_next(offset, buf, scratch),
+            Self::Image(image) => image.read_next(offset, buf, ahead, scratch),
             Self::ZFile(file) => {
                 let there = file.size().saturating_sub(offset).min(buf.len() as u64) as usize;
                 let (data, tail) = buf.split_at_mut(there);
                 tail.fill(0);
-                file.read_next(offset, data, scratch)
+                file.read_next(offset, data, ahead, scratch)
                     .map_err(|error| LayerError {
                         layer: Some(0),
                         error,

@@ -168,7 +168,9 @@ impl Device {
         scratch: &mut Scratch<Kernel>,
     ) -> Result<(), (u64, LayerError<ReadError>)> {
         let mut offset = rq.sector() << SECTOR_SHIFT;
+        let mut ahead = u64::from(rq.len_bytes());
         for segment in rq.segments() {
+            ahead -= segment.len() as u64;
             // SAFETY: The memory is there for as long as `rq`, which is a read, and this is its
             // only work. The slice is not exclusive, though: with O_DIRECT it is memory of user
             // space, which may read and write it meanwhile, or have other reads write to it.
@@ -178,7 +180,7 @@ impl Device {
             // what they asked for.
             let buf = unsafe { slice::from_raw_parts_mut(segment.as_ptr(), segment.len()) };
             self.content
-                .read(offset, buf, scratch)
+                .read(offset, buf, ahead, scratch)
                 .map_err(|error| (offset, error))?;
             offset += segment.len() as u64;
         }

@@ -132,12 +132,14 @@ where
         buf: &mut [u8],
         scratch: &mut Scratch<P>,
     ) -> Result<(), LayerError<S::Error>> {
-        scratch.holds = None;
-        self.read_next(offset, buf, scratch)
+        scratch.forget();
+        self.read_next(offset, buf, 0, scratch)
     }
 
     /// As [`Image::read_at`], by a reader who uses `scratch` for this image and
-    /// nothing else: what it holds of the block decoded last is used again.
+    /// nothing else: what it holds of the block decoded last is used again. The
+    /// `ahead` bytes behind these, inside of the image, are wanted next; of what
+    /// lies together with these they are read now as far as there is room.
     ///
     /// # Errors
     ///
@@ -146,15 +148,21 @@ where
         &self,
         offset: u64,
         buf: &mut [u8],
+        ahead: u64,
         scratch: &mut Scratch<P>,
     ) -> Result<(), LayerError<S::Error>> {
         let mut rest = buf;
-        for piece in self.pieces(offset, rest.len() as u64)? {
+        let all = (rest.len() as u64).saturating_add(ahead);
+        for piece in self.pieces(offset, all)? {
+            if rest.is_empty() {
+                break;
+            }
             // Pieces are exactly as long as the range, so this is their sum.
-            let len = (piece.len * SECTOR).min(rest.len() as u64) as usize;
-            let (now, later) = rest.split_at_mut(len);
+            let whole = piece.len * SECTOR;
+            let len = whole.min(rest.len() as u64);
+            let (now, later) = rest.split_at_mut(len as usize);
             rest = later;
-            self.read_piece(&piece, now, scratch)?;
+            self.read_piece(&piece, now, whole - len, scratch)?;
         }
         Ok(())
     }
@@ -164,6 +172,7 @@ where
         &self,
         piece: &Piece,
         buf: &mut [u8],
+        ahead: u64,
         scratch: &mut Scratch<P>,
     ) -> Result<(), LayerError<S::Error>> {
         let (layer, sector) = match piece.what {
@@ -181,7 +190,7 @@ where
             // A data sector lies inside the layer's file: no product wraps.
             Some(from) => from
                 .content()
-                .read(layer, sector.wrapping_mul(SECTOR), buf, scratch)
+                .read(layer, sector.wrapping_mul(SECTOR), buf, ahead, scratch)
                 .map_err(in_layer),
             None => Err(in_layer(Fault::error(Place::Image, Reason::BeyondData))),
         }

@@ -2,23 +2,52 @@
 
 //! The buffers of one reader.
 
+use crate::error::Error;
 use crate::platform::{
     Codec,
     Memory,
     OutOfMemory,
     Platform, //
 };
-use crate::source::SLACK;
+use crate::source::{
+    SLACK,
+    Source,
+    Window, //
+};
+use core::ops::Range;
 
-/// Compressed bytes read at a time, at least: long enough that a sequential
-/// reader of 4 KiB blocks asks its source for 64 KiB and more at once.
-const RUN: usize = 128 << 10;
+/// Stored bytes read at a time, at least: as many as there are of what a sequential
+/// reader asks for at once.
+pub(crate) const RUN: usize = 128 << 10;
+
+/// Stored bytes that are in a [`Scratch`].
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Run {
+    layer: usize,
+    /// First byte in the layer's file.
+    offset: u64,
+    len: usize,
+    /// Where that is in [`Scratch::stored`].
+    start: usize,
+}
+
+impl Run {
+    /// Where the `len` bytes at `offset` of the file of `layer` are, if they are there.
+    pub(crate) fn find(&self, layer: usize, offset: u64, len: usize) -> Option<Range<usize>> {
+        let skip = usize::try_from(offset.checked_sub(self.offset)?).ok()?;
+        let fits = layer == self.layer && skip.checked_add(len)? <= self.len;
+        let start = self.start.checked_add(skip)?;
+        fits.then_some(start..start.checked_add(len)?)
+    }
+}
 
 /// What reads need in memory besides the caller's buffer. One per reader at a
 /// time; which one serves which read makes no difference.
 pub struct Scratch<P: Platform> {
-    /// Room for compressed bytes, and [`SLACK`]; none if nothing is compressed.
+    /// Room for stored bytes, and [`SLACK`].
     pub(crate) stored: <P::Memory as Memory>::Buf<u8>,
+    /// What is there for who reads on.
+    pub(crate) run: Option<Run>,
     /// A decoded block of which only a part was asked for.
     pub(crate) block: <P::Memory as Memory>::Buf<u8>,
     /// Layer and number of the block in `block`.
@@ -80,10 +109,42 @@ impl<P: Platform> Scratch<P> {
         };
         Ok(Self {
             stored: buffer(stored)?,
+            run: None,
             block: buffer(needs.block)?,
             holds: None,
             lz4: needs.lz4.then(P::Lz4::workspace).transpose()?,
             zstd: needs.zstd.then(zstd).transpose()?,
         })
+    }
+
+    /// Forgets what it holds for who reads on.
+    pub(crate) fn forget(&mut self) {
+        self.holds = None;
+        self.run = None;
+    }
+
+    /// Most bytes of a run.
+    pub(crate) fn most(&self) -> usize {
+        self.stored.len().saturating_sub(SLACK)
+    }
+
+    /// Reads `len` bytes, [`Scratch::most`] at most, from `offset` of `file`, which is
+    /// that of `layer`, to be found in the run.
+    pub(crate) fn read_run<S: Source>(
+        &mut self,
+        file: &Window<S>,
+        layer: usize,
+        offset: u64,
+        len: usize,
+    ) -> Result<(), Error<S::Error>> {
+        self.run = None;
+        let start = file.read_around(offset, len, &mut self.stored)?;
+        self.run = Some(Run {
+            layer,
+            offset,
+            len,
+            start,
+        });
+        Ok(())
     }
 }

@@ -24,9 +24,21 @@ pub trait Source {
     /// Whatever the source says; the content of `buf` is undefined then.
     fn read_exact_at(&self, offset: u64, buf: &mut [u8]) -> Result<(), Self::Error>;
 
+    /// Reads the `len` bytes at `offset` to some place in `room`, which is at least
+    /// [`SLACK`] longer, and returns where they begin there.
+    ///
+    /// # Errors
+    ///
+    /// Whatever the source says; the content of `room` is undefined then.
+    fn read_around(&self, offset: u64, len: usize, room: &mut [u8]) -> Result<usize, Self::Error> {
+        let (buf, _) = room.split_at_mut(len.min(room.len()));
+        self.read_exact_at(offset, buf)?;
+        Ok(0)
+    }
+
     /// Gives `then` the `len` bytes at `offset`, wherever the source has them, or
-    /// can read them to with the least effort: `room`, at least [`SLACK`] longer
-    /// than that, is for the latter. Their content must not change before `then`
+    /// can read them to with the least effort; `room` is as for
+    /// [`Source::read_around`]. Their content must not change before `then`
     /// returns, as it is checked first and decoded then.
     ///
     /// # Errors
@@ -39,9 +51,9 @@ pub trait Source {
         room: &mut [u8],
         then: impl FnOnce(&[u8]) -> T,
     ) -> Result<T, Self::Error> {
-        let (buf, _) = room.split_at_mut(len.min(room.len()));
-        self.read_exact_at(offset, buf)?;
-        Ok(then(buf))
+        let start = self.read_around(offset, len, room)?;
+        let there = room.get(start..).and_then(|room| room.get(..len));
+        Ok(then(there.unwrap_or_default()))
     }
 }
 
@@ -54,6 +66,10 @@ impl<S: Source> Source for &S {
 
     fn read_exact_at(&self, offset: u64, buf: &mut [u8]) -> Result<(), Self::Error> {
         (**self).read_exact_at(offset, buf)
+    }
+
+    fn read_around(&self, offset: u64, len: usize, room: &mut [u8]) -> Result<usize, Self::Error> {
+        (**self).read_around(offset, len, room)
     }
 
     fn with<T>(
@@ -234,6 +250,24 @@ impl<S: Source> Window<S> {
         self.source
             .read_exact_at(at, buf)
             .map_err(|source| Self::failed(at, buf.len(), source))
+    }
+
+    /// Reads the `len` bytes at `offset` to some place in `room`, see
+    /// [`Source::read_around`].
+    ///
+    /// # Errors
+    ///
+    /// As [`Window::read`].
+    pub fn read_around(
+        &self,
+        offset: u64,
+        len: usize,
+        room: &mut [u8],
+    ) -> Result<usize, Error<S::Error>> {
+        let at = self.locate(offset, len)?;
+        self.source
+            .read_around(at, len, room)
+            .map_err(|source| Self::failed(at, len, source))
     }
 
     /// Gives `then` the `len` bytes at `offset`, see [`Source::with`].

@@ -6,6 +6,8 @@
 mod common;
 
 use common::*;
+use obd_core::image::Image;
+use obd_core::lsmt::Layer;
 use obd_core::scratch::Scratch;
 use obd_core::source::{
     Blocks,
@@ -51,22 +53,15 @@ impl Source for Drive {
         Bytes(&self.bytes).read_exact_at(offset, buf)
     }
 
-    fn with<T>(
-        &self,
-        offset: u64,
-        len: usize,
-        room: &mut [u8],
-        then: impl FnOnce(&[u8]) -> T,
-    ) -> Result<T, Outside> {
+    fn read_around(&self, offset: u64, len: usize, room: &mut [u8]) -> Result<usize, Outside> {
         assert!(room.len() >= len + SLACK);
         self.reads.set(self.reads.get() + 1);
         let blocks = Blocks::around(offset, len, self.block);
         assert!(blocks.start.is_multiple_of(self.block as u64));
         assert!(blocks.len.is_multiple_of(self.block));
         assert!(blocks.len <= len + 2 * self.block);
-        let room = &mut room[..blocks.len];
-        self.read_exact_at(blocks.start, room)?;
-        Ok(then(&room[blocks.skip..][..len]))
+        self.read_exact_at(blocks.start, &mut room[..blocks.len])?;
+        Ok(blocks.skip)
     }
 }
 
@@ -106,6 +101,66 @@ fn zfile_on(drive: &Drive) -> ZFile<&Drive, Host> {
         None => whole,
     };
     ZFile::open(file).unwrap()
+}
+
+/// A request's memory comes in pieces; what is stored is read in as few as for one.
+#[test]
+fn what_is_wanted_next_is_read_together() {
+    for names in [
+        &["a-ext4-0.layer", "a-ext4-1.layer", "a-ext4-2.layer"][..],
+        &["a-s3-0.layer", "a-s3-1.layer", "a-s3-2.layer"],
+        &["a-l01-raw.layer"],
+        &["a-l08-zstd-16k.layer"],
+    ] {
+        let whole = image(
+            names
+                .iter()
+                .map(|name| layer(fixture(name)).unwrap())
+                .collect(),
+        )
+        .unwrap();
+        let drives: Vec<Drive> = names
+            .iter()
+            .map(|name| Drive::new(fixture(name), 512))
+            .collect();
+        let layers: Vec<Layer<&Drive, Host>> = drives
+            .iter()
+            .map(|drive| Layer::open(drive).unwrap())
+            .collect();
+        let disk = Image::new(layers).unwrap();
+        let reads = || drives.iter().map(|drive| drive.reads.get()).sum::<usize>();
+        let mut scratch = Scratch::new(disk.needs()).unwrap();
+        let mut other = Scratch::new(whole.needs()).unwrap();
+        let mut random = 7_u64;
+        let mut next = |below: u64| {
+            random = random
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1);
+            (random >> 33) % below
+        };
+        for _ in 0..300 {
+            let len = (1 + next(256)) * 512;
+            let offset = next((disk.size() - len) / 512 + 1) * 512;
+            let mut want = vec![0; len as usize];
+            whole.read_at(offset, &mut want, &mut other).unwrap();
+            let pieces = disk.pieces(offset, len).unwrap().count();
+            let before = reads();
+            let mut got = vec![0xa5; len as usize];
+            let (mut at, mut rest) = (offset, &mut got[..]);
+            while !rest.is_empty() {
+                let piece = (1 + next(8) as usize * 512).next_multiple_of(512);
+                let (now, later) = rest.split_at_mut(piece.min(rest.len()));
+                rest = later;
+                let ahead = rest.len() as u64;
+                disk.read_next(at, now, ahead, &mut scratch).unwrap();
+                at += now.len() as u64;
+            }
+            assert!(got == want, "{names:?} at {offset}");
+            // 128 KiB stored at a time, and no piece is read twice; the end of one may
+            // be read with the beginning of the next.
+            assert!(reads() - before <= 2 * pieces + 1, "{names:?} at {offset}");
+        }
+    }
 }
 
 #[test]

@@ -451,7 +451,8 @@ pub(super) fn drive_by_lbio(f: &mut Fixture) -> Result<()> {
     )?;
     let reset = during(
         "for i in 1 2 3 4; do
-             (while ! test -e /run/stop; do compare; done) & readers=\"$readers $!\"
+             (while ! test -e /run/stop; do
+                  dd if=$dev iflag=direct bs=4k 2>/dev/null | cmp - $raw; done) & readers=\"$readers $!\"
          done
          for i in 1 2 3 4; do sleep 1; echo 1 > /sys/class/nvme/nvme0/reset_controller; done
          sleep 1; touch /run/stop; for reader in $readers; do wait $reader; done

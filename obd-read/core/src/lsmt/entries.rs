@@ -139,7 +139,7 @@ impl<M: Memory> IndexReader<M> {
                 .get_mut(..count as usize * Stored::SIZE)
                 .unwrap_or_default();
             let at = trailer.index_offset + number * Stored::SIZE as u64;
-            content.read(0, at, bytes, scratch)?;
+            content.read(0, at, bytes, 0, scratch)?;
             for entry in bytes.chunks_exact(Stored::SIZE) {
                 self.push(number, Stored::parse(entry), budget)?;
                 number += 1;

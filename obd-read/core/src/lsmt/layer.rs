@@ -26,6 +26,7 @@ use crate::platform::{
 };
 use crate::scratch::{
     Needs,
+    RUN,
     Scratch, //
 };
 use crate::source::{
@@ -70,25 +71,54 @@ impl<S: Source, P: Platform> Content<S, P> {
 
     fn needs(&self) -> Needs {
         match self {
-            Content::Plain(_) => Needs::default(),
+            Content::Plain(_) => Needs {
+                stored: RUN,
+                ..Needs::default()
+            },
             Content::Compressed(file) => file.needs(),
         }
     }
 
-    /// Fills `buf` from byte `offset` of the layer's file on.
+    /// Fills `buf` from byte `offset` of the layer's file on. The `ahead` bytes behind
+    /// these are wanted next.
     #[inline]
     pub(crate) fn read(
         &self,
         layer: usize,
         offset: u64,
         buf: &mut [u8],
+        ahead: u64,
         scratch: &mut Scratch<P>,
     ) -> Result<(), Error<S::Error>> {
         match self {
-            Content::Plain(file) => file.read(offset, buf),
-            Content::Compressed(file) => file.read_part(layer, offset, buf, scratch),
+            Content::Plain(file) => read_plain(file, layer, offset, buf, ahead, scratch),
+            Content::Compressed(file) => file.read_part(layer, offset, buf, ahead, scratch),
         }
     }
+}
+
+/// Reads a file that is not compressed: to where it is wanted, or together with what
+/// is wanted next.
+fn read_plain<S: Source, P: Platform>(
+    file: &Window<S>,
+    layer: usize,
+    offset: u64,
+    buf: &mut [u8],
+    ahead: u64,
+    scratch: &mut Scratch<P>,
+) -> Result<(), Error<S::Error>> {
+    let len = buf.len();
+    let find = |scratch: &Scratch<P>| scratch.run.and_then(|run| run.find(layer, offset, len));
+    let most = (scratch.most() as u64).min(ahead.saturating_add(len as u64));
+    if find(scratch).is_none() && most > len as u64 {
+        let there = file.size().saturating_sub(offset);
+        scratch.read_run(file, layer, offset, most.min(there) as usize)?;
+    }
+    match find(scratch).and_then(|found| scratch.stored.get(found)) {
+        Some(from) => buf.copy_from_slice(from),
+        None => file.read(offset, buf)?,
+    }
+    Ok(())
 }
 
 /// How a layer came to be.
@@ -200,7 +230,7 @@ impl<S: Source, P: Platform> Layer<S, P> {
     ) -> Result<Option<Header>, Error<S::Error>> {
         let mut bytes = [0; header::SIZE];
         let len = content.size().saturating_sub(at).min(bytes.len() as u64) as usize;
-        content.read(0, at, bytes.get_mut(..len).unwrap_or_default(), scratch)?;
+        content.read(0, at, bytes.get_mut(..len).unwrap_or_default(), 0, scratch)?;
         Ok(Header::parse(&bytes))
     }
 

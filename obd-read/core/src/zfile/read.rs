@@ -22,10 +22,7 @@ use crate::platform::{
     Platform, //
 };
 use crate::scratch::Scratch;
-use crate::source::{
-    SLACK,
-    Source, //
-};
+use crate::source::Source;
 use core::ops::Range;
 
 /// The codecs' workspaces of a [`Scratch`].
@@ -56,12 +53,14 @@ impl<S: Source, P: Platform> ZFile<S, P> {
         buf: &mut [u8],
         scratch: &mut Scratch<P>,
     ) -> Result<(), Error<S::Error>> {
-        scratch.holds = None;
-        self.read_next(offset, buf, scratch)
+        scratch.forget();
+        self.read_next(offset, buf, 0, scratch)
     }
 
     /// As [`ZFile::read_at`], by a reader who uses `scratch` for this file and
-    /// nothing else: what it holds of the block decoded last is used again.
+    /// nothing else: what it holds of the block decoded last is used again. The
+    /// `ahead` bytes behind these are wanted next, and read now as far as there is
+    /// room.
     ///
     /// # Errors
     ///
@@ -70,9 +69,10 @@ impl<S: Source, P: Platform> ZFile<S, P> {
         &self,
         offset: u64,
         buf: &mut [u8],
+        ahead: u64,
         scratch: &mut Scratch<P>,
     ) -> Result<(), Error<S::Error>> {
-        self.read_part(0, offset, buf, scratch)
+        self.read_part(0, offset, buf, ahead, scratch)
     }
 
     /// As [`ZFile::read_at`], as layer `layer` of an image: what the scratch
@@ -83,6 +83,7 @@ impl<S: Source, P: Platform> ZFile<S, P> {
         layer: usize,
         offset: u64,
         buf: &mut [u8],
+        ahead: u64,
         scratch: &mut Scratch<P>,
     ) -> Result<(), Error<S::Error>> {
         let end = match offset.checked_add(buf.len() as u64) {
@@ -99,6 +100,10 @@ impl<S: Source, P: Platform> ZFile<S, P> {
         let mut skip = (offset & (self.block_size() as u64 - 1)) as usize;
         let mut number = offset >> shift;
         let blocks = end.div_ceil(1 << shift);
+        let blocks_ahead = end
+            .saturating_add(ahead)
+            .min(self.size)
+            .div_ceil(1 << shift);
         let mut buf = buf;
         while number < blocks && !buf.is_empty() {
             if scratch.holds == Some((layer, number)) {
@@ -113,25 +118,35 @@ impl<S: Source, P: Platform> ZFile<S, P> {
                 number += 1;
                 continue;
             }
-            // As many blocks at once as there is room for their stored bytes.
             let first = self.extent(number).ok_or(Error::OutOfRange {
                 offset,
                 len: buf.len() as u64,
                 size: self.size,
             })?;
             let mut len = first.len as usize;
-            let most = scratch.stored.len().saturating_sub(SLACK);
-            if len > most {
-                return Err(Error::ScratchTooSmall);
-            }
+            let found = scratch
+                .run
+                .and_then(|run| run.find(layer, first.offset, len));
             let mut stop = number + 1;
-            while stop < blocks {
-                let more = len + self.table.len_of(stop) as usize;
-                if more > most {
-                    break;
+            if found.is_none() {
+                // As many blocks at once as there is room for their stored bytes.
+                let most = scratch.most();
+                if len > most {
+                    return Err(Error::ScratchTooSmall);
                 }
-                len = more;
-                stop += 1;
+                while stop < blocks_ahead {
+                    let more = len + self.table.len_of(stop) as usize;
+                    if more > most {
+                        break;
+                    }
+                    len = more;
+                    stop += 1;
+                }
+                if stop > blocks {
+                    scratch.read_run(&self.file, layer, first.offset, len)?;
+                    continue;
+                }
+                scratch.run = None;
             }
             let Scratch {
                 stored,
@@ -139,6 +154,7 @@ impl<S: Source, P: Platform> ZFile<S, P> {
                 holds,
                 lz4,
                 zstd,
+                ..
             } = scratch;
             let mut workspaces = Workspaces { lz4, zstd };
             let kept = Kept {
@@ -147,9 +163,12 @@ impl<S: Source, P: Platform> ZFile<S, P> {
                 holds,
             };
             let run = number..stop;
-            buf = self.file.with(first.offset, len, stored, |stored| {
-                self.decode_run(run, stored, skip, buf, kept, &mut workspaces)
-            })??;
+            buf = match found.and_then(|found| stored.get(found)) {
+                Some(stored) => self.decode_run(run, stored, skip, buf, kept, &mut workspaces)?,
+                None => self.file.with(first.offset, len, stored, |stored| {
+                    self.decode_run(run, stored, skip, buf, kept, &mut workspaces)
+                })??,
+            };
             skip = 0;
             number = stop;
         }
