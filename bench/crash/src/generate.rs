@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 //! Workloads: first every operation by itself before every kind of sync, then
-//! random sequences.
+//! writes to a file that has its blocks, then random sequences.
 
 use aios_guest::crash::{
     Op,
@@ -17,7 +17,7 @@ const MAX_SIZE: u32 = 16 * BLOCK;
 /// Folders that the file system is made with: threads of a plan at most.
 pub const MAX_THREADS: usize = 3;
 
-/// Plan number `number` of a run that was given `seed`: the first three are
+/// Plan number `number` of a run that was given `seed`: the first four are
 /// systematic, the others random.
 pub fn plan(seed: u64, number: u64) -> Plan {
     let mut rng = Rng::with_seed(seed ^ number.wrapping_mul(0x9e37_79b9_7f4a_7c15));
@@ -26,6 +26,7 @@ pub fn plan(seed: u64, number: u64) -> Plan {
         0 => vec![singles(Op::Fsync)],
         1 => vec![singles(Op::Fdatasync)],
         2 => vec![singles(|_| Op::Sync)],
+        3 => vec![overwrites()],
         _ => {
             let threads = [1, 1, 2, MAX_THREADS][rng.usize(..4)];
             // Two to eight names in all.
@@ -78,6 +79,49 @@ fn singles(sync: impl Fn(u8) -> Op) -> Vec<Op> {
     ops
 }
 
+/// Syncs of a file that has all of its blocks, with nothing to commit: after
+/// its data was written by the sync alone, by others before, and by both.
+fn overwrites() -> Vec<Op> {
+    let block = |number| Range {
+        offset: number * BLOCK,
+        length: BLOCK,
+    };
+    let few = Range {
+        offset: 2 * BLOCK + 7,
+        length: 2 * BLOCK,
+    };
+    let cases: [&[Op]; 7] = [
+        &[Op::Write(0, block(0))],
+        &[Op::Write(0, few)],
+        &[Op::Write(0, block(1)), Op::WriteBack(0)],
+        &[
+            Op::Write(0, block(2)),
+            Op::WriteBack(0),
+            Op::Write(0, block(3)),
+        ],
+        &[Op::Direct(0, block(4))],
+        &[Op::Direct(0, block(5)), Op::Write(0, block(6))],
+        &[
+            Op::Write(0, block(7)),
+            Op::WriteBack(0),
+            Op::Write(0, block(7)),
+        ],
+    ];
+    let all = Range {
+        offset: 0,
+        length: 8 * BLOCK,
+    };
+    let mut ops = vec![Op::Create(0), Op::Write(0, all), Op::Sync];
+    for case in cases {
+        // What was written before is durable, one way and the other.
+        ops.push(Op::Fdatasync(0));
+        ops.extend(case);
+        ops.push(Op::Fdatasync(0));
+    }
+    ops.extend([Op::WriteBack(0), Op::Store(0, few)]);
+    ops
+}
+
 /// A random sequence in the making.
 struct Sequence<'a> {
     rng: &'a mut Rng,
@@ -112,7 +156,7 @@ impl<'a> Sequence<'a> {
         };
         let file = self.files[&name];
         let size = self.sizes[file];
-        match self.rng.u8(..100) {
+        match self.rng.u8(..110) {
             0..8 => {
                 if let Some(free) = free {
                     self.create(free);
@@ -182,7 +226,15 @@ impl<'a> Sequence<'a> {
             }
             73..87 => self.ops.push(Op::Fsync(name)),
             87..97 => self.ops.push(Op::Fdatasync(name)),
-            97.. => self.ops.push(Op::Sync),
+            97..100 => self.ops.push(Op::Sync),
+            100..106 => self.ops.push(Op::WriteBack(name)),
+            106.. => {
+                let range = Range {
+                    offset: self.rng.u32(0..=size / BLOCK) * BLOCK,
+                    length: BLOCK * self.rng.u32(1..=2),
+                };
+                self.write_as(Op::Direct(name, range), file, range);
+            }
             _ => {}
         }
     }
@@ -194,9 +246,13 @@ impl<'a> Sequence<'a> {
     }
 
     fn write(&mut self, name: u8, file: usize, range: Range) {
+        self.write_as(Op::Write(name, range), file, range);
+    }
+
+    fn write_as(&mut self, op: Op, file: usize, range: Range) {
         let end = range.offset + range.length;
         if end <= MAX_SIZE {
-            self.ops.push(Op::Write(name, range));
+            self.ops.push(op);
             self.sizes[file] = self.sizes[file].max(end);
         }
     }
@@ -235,14 +291,14 @@ mod tests {
             assert_eq!(plan, super::plan(5, number));
             for (thread, ops) in plan.threads.iter().enumerate() {
                 Model::new(plan.seed, thread, ops).unwrap();
-                assert!(ops.iter().any(|op| op.is_sync()) || number > 2);
+                assert!(ops.iter().any(|op| op.is_sync()) || number > 3);
             }
         }
     }
 
     #[test]
     fn test_plan_has_every_kind_of_operation() {
-        let words: std::collections::BTreeSet<_> = (3..100)
+        let words: std::collections::BTreeSet<_> = (4..100)
             .flat_map(|number| plan(1, number).threads)
             .flatten()
             .map(|op| {
@@ -253,7 +309,7 @@ mod tests {
                     .to_owned()
             })
             .collect();
-        assert_eq!(words.len(), 12, "{words:?}");
+        assert_eq!(words.len(), 14, "{words:?}");
     }
 
     #[test]

@@ -132,7 +132,7 @@ impl Model {
                     renamed: vec![after],
                 });
             }
-            Op::Write(a, range) => write(self, file(a)?, range)?,
+            Op::Write(a, range) | Op::Direct(a, range) => write(self, file(a)?, range)?,
             Op::Store(a, range) => {
                 let file = file(a)?;
                 if bounds(range)?.1 > self.last(file).len() {
@@ -183,7 +183,7 @@ impl Model {
                 names.remove(&a);
                 self.files[file].renamed.push(after);
             }
-            Op::Fsync(a) | Op::Fdatasync(a) => drop(file(a)?),
+            Op::WriteBack(a) | Op::Fsync(a) | Op::Fdatasync(a) => drop(file(a)?),
             Op::Sync => {}
         }
         self.names.push(names);

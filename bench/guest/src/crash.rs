@@ -9,6 +9,7 @@
 //! that the sync was acknowledged before.
 
 use crate::mapping::Mapping;
+use crate::work::AlignedBuffer;
 use serde::{
     Deserialize,
     Serialize, //
@@ -49,6 +50,10 @@ pub enum Op {
     Create(u8),
     /// Write bytes at an offset: overwrite, append, or beyond the end.
     Write(u8, Range),
+    /// Write whole blocks at a block's offset around the page cache (`O_DIRECT`).
+    Direct(u8, Range),
+    /// Start writing all of the file back, and do not wait: no sync.
+    WriteBack(u8),
     /// Store into a shared mapping inside the file, then `msync(MS_SYNC)` of
     /// all of it: an acknowledged sync.
     Store(u8, Range),
@@ -107,6 +112,8 @@ impl fmt::Display for Op {
         match *self {
             Self::Create(a) => write!(f, "create f{a}"),
             Self::Write(a, range) => write!(f, "write f{a} {range}"),
+            Self::Direct(a, range) => write!(f, "direct write f{a} {range}"),
+            Self::WriteBack(a) => write!(f, "start writing f{a} back"),
             Self::Store(a, range) => write!(f, "mmap store f{a} {range}, msync"),
             Self::Allocate(a, range, false) => write!(f, "fallocate f{a} {range}"),
             Self::Allocate(a, range, true) => write!(f, "fallocate f{a} {range}, keep size"),
@@ -328,6 +335,16 @@ impl Worker<'_> {
             Op::Write(a, range) => self
                 .open(a)?
                 .write_all_at(&self.data(number, range), range.offset.into()),
+            Op::Direct(a, range) => {
+                let mut buffer = AlignedBuffer::new(range.length as usize);
+                buffer.bytes().copy_from_slice(&self.data(number, range));
+                File::options()
+                    .write(true)
+                    .custom_flags(libc::O_DIRECT)
+                    .open(self.path(a))?
+                    .write_all_at(buffer.bytes(), range.offset.into())
+            }
+            Op::WriteBack(a) => write_back(&self.open(a)?),
             Op::Store(a, range) => store(&self.open(a)?, range, &self.data(number, range)),
             Op::Allocate(a, range, keep) => {
                 let mode = if keep { libc::FALLOC_FL_KEEP_SIZE } else { 0 };
@@ -381,6 +398,17 @@ fn fallocate(file: &File, mode: i32, range: Range) -> io::Result<()> {
             range.length.into(),
         )
     };
+    match result {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Starts writing back whatever of `file` is dirty.
+fn write_back(file: &File) -> io::Result<()> {
+    // SAFETY: Plain system call on an open file with integer arguments.
+    let result =
+        unsafe { libc::sync_file_range(file.as_raw_fd(), 0, 0, libc::SYNC_FILE_RANGE_WRITE) };
     match result {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),
@@ -454,6 +482,7 @@ mod tests {
             threads: vec![vec![
                 Op::Create(0),
                 Op::Write(0, range(0, 6000)),
+                Op::WriteBack(0),
                 Op::Store(0, range(100, 50)),
                 Op::Truncate(0, 5000),
                 Op::Link(0, 1),
@@ -476,11 +505,11 @@ mod tests {
         let names = fs::read_dir(dir.join("t0")).unwrap().count();
         fs::remove_dir_all(&dir).unwrap();
         let result = result.unwrap();
-        assert_eq!((result.operations, result.markers), (8, 2));
-        assert_eq!(parse_marker(&marker), Some((0, 5)));
+        assert_eq!((result.operations, result.markers), (9, 2));
+        assert_eq!(parse_marker(&marker), Some((0, 6)));
         assert_eq!((file.len(), names), (5000, 1));
         let mut stored = [0; 50];
-        content(3, 0, 2, 100, &mut stored);
+        content(3, 0, 3, 100, &mut stored);
         assert_eq!(file[100..150], stored);
     }
 

@@ -519,20 +519,20 @@ pub(crate) fn opt_in(path: &Path, file: &File) -> Result<()> {
 }
 
 /// A buffer aligned for `O_DIRECT`.
-struct AlignedBuffer {
+pub(crate) struct AlignedBuffer {
     memory: Vec<u8>,
     start: usize,
     len: usize,
 }
 
 impl AlignedBuffer {
-    fn new(len: usize) -> Self {
+    pub(crate) fn new(len: usize) -> Self {
         let memory = vec![0xa5; len + DIRECT_ALIGN];
         let start = memory.as_ptr().align_offset(DIRECT_ALIGN);
         Self { memory, start, len }
     }
 
-    fn bytes(&mut self) -> &mut [u8] {
+    pub(crate) fn bytes(&mut self) -> &mut [u8] {
         &mut self.memory[self.start..self.start + self.len]
     }
 }
