@@ -24,6 +24,9 @@ pub(super) const FSYNC: Group = Group {
         ("data-error-arrives-once", data_error_arrives_once),
         ("commit-error-arrives", commit_error_arrives),
         ("overlaps", overlaps),
+        ("fua-takes-the-place-of-a-flush", fua_instead_of_flushes),
+        ("flushes-what-went-without-fua", flushes_the_rest),
+        ("flush-in-flight-covers-nobody-else", flush_in_flight),
     ],
     ..PLAIN
 };
@@ -154,6 +157,8 @@ fn overlaps(f: &mut Fixture) -> Result<()> {
         ("through", "append-fdatasync --bs 116", 3, 2),
         ("through", "append-fsync --bs 4096", 3, 3),
         ("back", "overwrite-fsync --bs 4096", 4, 3),
+        ("back", "overwrite-fdatasync --bs 4096", 2, 1),
+        ("through", "overwrite-fdatasync --bs 4096", 1, 1),
     ];
     for (cache, work, native, overlapped) in rows {
         for (enabled, waits) in [(false, native), (true, overlapped)] {
@@ -172,6 +177,211 @@ fn overlaps(f: &mut Fixture) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// What the drive was sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Sent {
+    flushes: u64,
+    /// Writes with FUA, by the guest's trace: QEMU's drive drops the flag.
+    fua: u64,
+}
+
+/// Options with which nothing is sent but for the caller.
+const QUIET: &str = "commit=900,noinit_itable";
+
+/// A new file system on the drive with a cache, as [`fresh`] makes it.
+fn fresh_quiet(f: &mut Fixture, options: &str, cache: &str) -> Result<()> {
+    fresh(
+        f,
+        "/dev/nvme0n1",
+        &format!("{options},{QUIET}"),
+        cache,
+        true,
+    )
+}
+
+/// Runs `script` in /mnt/t and counts what the drive was sent meanwhile.
+fn sent(f: &mut Fixture, script: &str) -> Result<Sent> {
+    let before = f.server.counters()?.flushes;
+    let trace = f.sh(&format!(
+        "cd /mnt/t; tracing=/sys/kernel/tracing; setup=$tracing/events/nvme/nvme_setup_cmd; \
+         echo > $tracing/trace; echo 1 > $setup/enable; \
+         {{ {script}; }} >/dev/null; \
+         echo 0 > $setup/enable; grep nvme_cmd_write $tracing/trace || :"
+    ))?;
+    // NVM Command Set 1.0c, figure 60: bit 30 of dword 12.
+    let fua = |line: &&str| {
+        let control = line.split_once("ctrl=0x").map_or("", |(_, rest)| rest);
+        let control = control.split(',').next().unwrap_or_default();
+        u16::from_str_radix(control, 16).is_ok_and(|control| control & (1 << 14) != 0)
+    };
+    Ok(Sent {
+        flushes: f.server.counters()?.flushes - before,
+        fua: trace.lines().filter(fua).count() as u64,
+    })
+}
+
+/// Runs `script` and checks what the drive was sent.
+fn sends(f: &mut Fixture, script: &str, flushes: u64, fua: u64) -> Result<()> {
+    let found = sent(f, script)?;
+    check(found == Sent { flushes, fua }, || {
+        format!("{script}: {found:?}, not {flushes} flushes and {fua} writes with FUA")
+    })
+}
+
+/// Runs `script`, which commits once: the record is the only write with FUA, and
+/// data that is complete too late for the commit's flush has one of its own.
+fn commits(f: &mut Fixture, script: &str) -> Result<()> {
+    let found = sent(f, script)?;
+    check((1..=2).contains(&found.flushes) && found.fua == 1, || {
+        format!("{script}: {found:?}, not one commit")
+    })
+}
+
+/// Overwrites block `block` of /mnt/t/data; `how` says the rest, in dd's words.
+fn overwrite(block: u32, how: &str) -> String {
+    format!("dd if=/dev/urandom of=data bs=4k count=1 seek={block} status=none conv=notrunc{how}")
+}
+
+/// Overwrites one block of /mnt/t/data, starts its writeback and waits for it,
+/// which flushes nothing.
+const WRITE_BACK: &str =
+    "/aios-guest work overwrite-range --file data --ops 1 --warmup 0 --bs 4096";
+
+/// With nothing to commit and nothing in the cache, data goes with FUA; and
+/// nothing is flushed, if nothing was written at all. Elsewhere nothing changes.
+fn fua_instead_of_flushes(f: &mut Fixture) -> Result<()> {
+    let synced = overwrite(3, ",fdatasync");
+    for options in ["aios", "aios,data=writeback", "aios,dioread_lock"] {
+        // The fsync of the new file has flushed.
+        fresh_quiet(f, options, "back")?;
+        sends(f, &synced, 0, 1)?;
+        sends(f, &synced, 0, 1)?;
+        sends(f, "sync -d data", 0, 0)?;
+        // Scattered blocks are as many writes.
+        let three = [5, 7, 9].map(|block| overwrite(block, ""));
+        sends(f, &format!("{}; sync -d data", three.join("; ")), 0, 3)?;
+        // More than goes with FUA: written at once, then flushed.
+        let many = "dd if=/dev/urandom of=data bs=1M count=1 status=none conv=notrunc,fdatasync";
+        sends(f, many, 1, 0)?;
+        sends(f, &synced, 0, 1)?;
+        // A commit flushes.
+        commits(f, &overwrite(3, ",fsync"))?;
+        sends(f, &synced, 0, 1)?;
+        // O_DSYNC and msync come the same way.
+        sends(f, &overwrite(4, " oflag=dsync"), 0, 1)?;
+        let msync = "/aios-guest work overwrite-msync --file data --ops 4 --warmup 0 --bs 4096";
+        sends(f, msync, 0, 4)?;
+    }
+    // A block that is new is committed.
+    let append = "dd if=/dev/urandom of=data bs=4k count=1 status=none oflag=append \
+                  conv=notrunc,fdatasync";
+    commits(f, append)?;
+    sends(f, &synced, 0, 1)?;
+
+    let knob = "/sys/fs/ext4/nvme0n1/fsync_fua_max_kb";
+    f.sh(&format!("echo 0 > {knob}"))?;
+    sends(f, &synced, 1, 0)?;
+    sends(f, "sync -d data", 1, 0)?;
+    // Nobody noted what those flushes covered.
+    f.sh(&format!("echo 8 > {knob}"))?;
+    sends(f, &synced, 1, 0)?;
+    sends(f, &synced, 0, 1)?;
+    let [a, b, c] = [5, 7, 9].map(|block| overwrite(block, ""));
+    sends(f, &format!("{a}; {b}; {c}; sync -d data"), 1, 2)?;
+
+    // Switched off, not opted in, data in the journal; and no cache.
+    f.sh("echo 0 > /sys/kernel/aios/enabled")?;
+    sends(f, &synced, 1, 0)?;
+    fresh_quiet(f, "noaios", "back")?;
+    sends(f, &synced, 1, 0)?;
+    fresh_quiet(f, "noaios,data=journal", "back")?;
+    let native = sent(f, &synced)?;
+    fresh_quiet(f, "aios,data=journal", "back")?;
+    sends(f, &synced, native.flushes, native.fua)?;
+    fresh_quiet(f, "aios", "through")?;
+    sends(f, &synced, 0, 0)?;
+    // What was committed without barriers may be in the cache for ever.
+    fresh_quiet(f, "aios,nobarrier", "back")?;
+    sends(f, &synced, 0, 0)?;
+    f.sh("mount -o remount,barrier /mnt/t")?;
+    sends(f, &synced, 1, 0)?;
+    sends(f, &synced, 1, 0)
+}
+
+/// Whatever wrote the file's data without FUA, wherever and whoever, the next
+/// fdatasync flushes, once.
+fn flushes_the_rest(f: &mut Fixture) -> Result<()> {
+    let synced = overwrite(3, ",fdatasync");
+    let flusher = format!(
+        "{}; cd /proc/sys/vm; expire=$(cat dirty_expire_centisecs); \
+         every=$(cat dirty_writeback_centisecs); \
+         echo 1 > dirty_expire_centisecs; echo 1 > dirty_writeback_centisecs; \
+         while grep -Eq '^(nr_dirty|nr_writeback) [1-9]' /proc/vmstat; do sleep 0.1; done; \
+         echo $expire > dirty_expire_centisecs; echo $every > dirty_writeback_centisecs; \
+         cd /mnt/t",
+        overwrite(8, "")
+    );
+    let attacks = [
+        WRITE_BACK.to_owned(),
+        overwrite(8, " oflag=direct"),
+        // Several of them, one to the block that is synced afterwards.
+        format!("{WRITE_BACK}; {}", overwrite(3, " oflag=direct")),
+        flusher.clone(),
+        // Asynchronous, many at a time.
+        "fio --name=data --filename=data --rw=randwrite --bs=4k --size=256k --direct=1 \
+             --ioengine=io_uring --iodepth=8 --fallocate=none --overwrite=1"
+            .to_owned(),
+    ];
+    for options in ["aios", "aios,dioread_lock,data=writeback"] {
+        fresh_quiet(f, options, "back")?;
+        for attack in &attacks {
+            let sends = |f: &mut Fixture, script: &str, flushes, fua| {
+                sends(f, script, flushes, fua)
+                    .map_err(|error| error.context(format!("{options}: after {attack}")))
+            };
+            sends(f, &synced, 0, 1)?;
+            sends(f, attack, 0, 0)?;
+            sends(f, &synced, 1, 0)?;
+            sends(f, &synced, 0, 1)?;
+            sends(f, &format!("{attack}; sync -d data"), 1, 0)?;
+            sends(f, "sync -d data", 0, 0)?;
+        }
+        // What is known of a file goes with its inode.
+        f.sh(&format!(
+            "cd /mnt/t; {flusher}; cd /; sync; echo 3 > /proc/sys/vm/drop_caches"
+        ))?;
+        sends(f, &synced, 1, 0)?;
+        sends(f, &synced, 0, 1)?;
+        f.sh(&format!(
+            "umount /mnt/t; mount -o aios,{QUIET} /dev/nvme0n1 /mnt/t; sync"
+        ))?;
+        sends(f, &synced, 1, 0)?;
+        sends(f, &synced, 0, 1)?;
+    }
+    Ok(())
+}
+
+/// Who comes while another's flush is in flight cannot tell what that covers,
+/// and flushes, too.
+fn flush_in_flight(f: &mut Fixture) -> Result<()> {
+    fresh_quiet(f, "aios", "back")?;
+    sends(f, &overwrite(3, ",fdatasync"), 0, 1)?;
+    sends(f, WRITE_BACK, 0, 0)?;
+    f.set_latency(50 * WAIT_MS)?;
+    let found = sent(
+        f,
+        "sync -d data & first=$!; \
+         until grep -q nvme_cmd_flush $tracing/trace; do :; done; \
+         sync -d data; wait $first",
+    );
+    f.set_latency(0)?;
+    let found = found?;
+    check(found == Sent { flushes: 2, fua: 0 }, || {
+        format!("{found:?}, not two flushes")
+    })?;
+    sends(f, "sync -d data", 0, 0)
 }
 
 /// The median of the JSON line that a workload prints, in ns.

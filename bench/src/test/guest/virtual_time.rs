@@ -28,13 +28,18 @@ use crate::test::suite::Outcome;
 
 /// What is called, on what, and its round trips in the ordinary order and
 /// overlapped, as jbd-overlap/README.md has them.
-const PROMISES: [(Call, Commit, bool, f64, f64); 5] = [
+const PROMISES: [(Call, Commit, bool, f64, f64); 9] = [
     (Call::OverwriteFsync, Commit::Full, false, 3.0, 2.0),
     (Call::LogFdatasync, Commit::Full, false, 3.0, 2.0),
     (Call::AppendFsync, Commit::Full, false, 3.0, 3.0),
     (Call::OverwriteFsync, Commit::Full, true, 4.0, 3.0),
     // Fast commits keep the ordinary order.
     (Call::OverwriteFsync, Commit::Fast, false, 2.0, 2.0),
+    // Nothing to commit: FUA in place of a flush.
+    (Call::OverwriteFdatasync, Commit::Full, true, 2.0, 1.0),
+    (Call::OverwriteDsync, Commit::Full, true, 2.0, 1.0),
+    (Call::OverwriteMsync, Commit::Full, true, 2.0, 1.0),
+    (Call::OverwriteFdatasync, Commit::Fast, true, 2.0, 1.0),
 ];
 
 /// The patched kernel, off and on, keeps the promises of the table.
