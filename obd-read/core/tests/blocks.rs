@@ -27,6 +27,8 @@ struct Drive {
     size: u64,
     block: usize,
     reads: Cell<usize>,
+    /// Whether what is read arrives damaged.
+    damages: Cell<bool>,
 }
 
 impl Drive {
@@ -38,6 +40,7 @@ impl Drive {
             size,
             block,
             reads: Cell::new(0),
+            damages: Cell::new(false),
         }
     }
 }
@@ -61,6 +64,9 @@ impl Source for Drive {
         assert!(blocks.len.is_multiple_of(self.block));
         assert!(blocks.len <= len + 2 * self.block);
         self.read_exact_at(blocks.start, &mut room[..blocks.len])?;
+        if self.damages.get() {
+            room[blocks.skip] ^= 1;
+        }
         Ok(blocks.skip)
     }
 }
@@ -160,6 +166,25 @@ fn what_is_wanted_next_is_read_together() {
             // be read with the beginning of the next.
             assert!(reads() - before <= 2 * pieces + 1, "{names:?} at {offset}");
         }
+    }
+}
+
+#[test]
+fn what_arrived_damaged_is_read_again() {
+    let want = decode_zfile(&zfile(fixture("a-z01-lz4-4k-mixed.zfile")).unwrap()).unwrap();
+    let drive = Drive::new(fixture("a-z01-lz4-4k-mixed.zfile"), 512);
+    let file = zfile_on(&drive);
+    let mut scratch = Scratch::new(file.needs()).unwrap();
+    for ahead in [0, 4096, 65536] {
+        let mut got = vec![0; 4096];
+        drive.damages.set(true);
+        file.read_next(0, &mut got, ahead, &mut scratch)
+            .unwrap_err();
+        drive.damages.set(false);
+        file.read_next(0, &mut got, ahead, &mut scratch).unwrap();
+        assert!(got == want[..4096]);
+        // For the next round nothing is there.
+        file.read_at(8192, &mut got, &mut scratch).unwrap();
     }
 }
 

@@ -163,12 +163,16 @@ impl<S: Source, P: Platform> ZFile<S, P> {
                 holds,
             };
             let run = number..stop;
-            buf = match found.and_then(|found| stored.get(found)) {
-                Some(stored) => self.decode_run(run, stored, skip, buf, kept, &mut workspaces)?,
+            let rest = match found.and_then(|found| stored.get(found)) {
+                Some(stored) => self.decode_run(run, stored, skip, buf, kept, &mut workspaces),
                 None => self.file.with(first.offset, len, stored, |stored| {
                     self.decode_run(run, stored, skip, buf, kept, &mut workspaces)
-                })??,
+                })?,
             };
+            buf = rest.inspect_err(|_| {
+                // What was damaged on its way here is read again by who tries again.
+                scratch.run = None;
+            })?;
             skip = 0;
             number = stop;
         }
