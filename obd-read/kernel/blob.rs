@@ -149,8 +149,7 @@ impl Source for Blob {
     fn read_exact_at(&self, offset: u64, buf: &mut [u8]) -> Result<(), ReadError> {
         if let Some(device) = self.device() {
             let sector = offset >> SECTOR_SHIFT;
-            if offset == sector << SECTOR_SHIFT
-                && device.is_aligned(sector, buf.len(), buf.as_ptr())
+            if offset == sector << SECTOR_SHIFT && device.can_read(sector, buf.len(), buf.as_ptr())
             {
                 return device.read(sector, buf).map_err(ReadError);
             }
