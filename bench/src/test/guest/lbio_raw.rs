@@ -183,16 +183,16 @@ pub(super) fn errors_are_read_again(f: &mut Fixture) -> Result<()> {
     })
 }
 
-/// Who is killed stays until the drive has answered, and is gone then. The first of
-/// them may find no pages in the CPU's pool, and then goes at once.
+/// Who is killed stays until the drive has answered, and is gone then. Who finds no
+/// pages in the CPU's pool goes at once, and leaves time to fill it for the next.
 pub(super) fn killed(f: &mut Fixture) -> Result<()> {
     f.raw("raw", false, "")?;
-    f.set_latency(4000)?;
+    f.set_latency(6000)?;
     let ended = f.lbio_during("raw", |f| {
         f.sh("raw=/sys/kernel/debug/aios/lbio_raw_test; pids=
               for page in 400 800 1200 1600; do
                   taskset -c 0 dd if=$raw bs=4096 skip=$page count=1 of=/dev/null 2>/dev/null &
-                  pids=\"$pids $!\"
+                  pids=\"$pids $!\"; sleep 0.4
               done
               asleep() { cat $(printf '/proc/%s/stat ' $pids) 2>/dev/null | grep -c '(dd) D' || :; }
               for i in $(seq 20); do [ $(asleep) = 4 ] && break; sleep 0.1; done
