@@ -25,6 +25,7 @@
 #include <linux/delay.h>
 #include <linux/delayacct.h>
 #include <linux/dma-mapping.h>
+#include <linux/fault-inject.h>
 #include <linux/mm.h>
 #include <linux/mmap_lock.h>
 #include <linux/pagemap.h>
@@ -50,23 +51,12 @@
 /* Status of a read that was made to fail: unrecovered read error. */
 #define LBIO_INJECTED	0x281
 
-/* Every so many reads one is taken for failed, for tests; 0: none. */
-static u32 lbio_fail_every;
-static atomic_t lbio_nr_finished;
-
-static int lbio_inject(int status)
-{
-	u32 every = READ_ONCE(lbio_fail_every);
-
-	if (likely(!every) ||
-	    (u32)atomic_inc_return(&lbio_nr_finished) % every)
-		return status;
-	return LBIO_INJECTED;
-}
+/* Which reads are taken for failed, for tests; none before somebody says so. */
+static DECLARE_FAULT_ATTR(lbio_fail);
 
 void lbio_io_debugfs(struct dentry *root)
 {
-	debugfs_create_u32("lbio_fail_every", 0644, root, &lbio_fail_every);
+	fault_create_debugfs_attr("lbio_fail", root, &lbio_fail);
 }
 
 /*
@@ -132,7 +122,8 @@ static __always_inline void lbio_end_page(const struct lbio_io *io,
  */
 static __always_inline int lbio_end(struct lbio_io *io, int status)
 {
-	status = lbio_inject(status);
+	if (unlikely(should_fail(&lbio_fail, (ssize_t)io->nr << PAGE_SHIFT)))
+		status = LBIO_INJECTED;
 	trace_lbio_complete(io, status);
 	/* In strict mode the pages are unmapped here, which is more than that. */
 	if (likely(io->queue->dev->lazy))

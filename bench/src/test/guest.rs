@@ -208,6 +208,25 @@ impl Fixture {
         Ok(self.lbio(event)? - before)
     }
 
+    /// Has LBIO take every `every`th read for failed in `what`; how often it did.
+    /// Debug kernels only.
+    pub(super) fn lbio_failing(
+        &mut self,
+        every: u32,
+        what: impl FnOnce(&mut Self) -> Result<()>,
+    ) -> Result<u64> {
+        const FAIL: &str = "cd /sys/kernel/debug/aios/lbio_fail";
+        self.lbio_during("error", |f| {
+            f.sh(&format!(
+                "{FAIL}; echo 0 > verbose; echo -1 > times; echo {every} > interval; \
+                 echo 100 > probability"
+            ))?;
+            let done = what(f);
+            f.sh(&format!("{FAIL}; echo 0 > probability"))?;
+            done
+        })
+    }
+
     fn polls(&mut self) -> Result<Polls> {
         let text = self.sh("cat /sys/kernel/debug/aios/poll")?;
         let value = |name: &str| {

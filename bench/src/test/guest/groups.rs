@@ -153,6 +153,9 @@ const DEBUG: Group = Group {
             lbio::changes_against_readers,
         ),
         ("lbio-changes-against-faults", lbio::changes_against_faults),
+        LBIO_ERRORS[0],
+        LBIO_ERRORS[1],
+        LBIO_ERRORS[2],
         ("lbio-reset-under-load", lbio::reset_under_load),
         ("lbio-removal-under-load", lbio::removal_under_load),
         ("lbio-raw-longer-reads", lbio_raw::longer_reads),
@@ -161,6 +164,26 @@ const DEBUG: Group = Group {
         fsync::SURVIVES_A_CRASH,
     ],
     ..PLAIN
+};
+
+/// Only debug kernels inject faults.
+const LBIO_ERRORS: [Case; 3] = [
+    ("lbio-errors-are-read-again", lbio::errors_are_read_again),
+    (
+        "lbio-failed-faults-are-read-again",
+        lbio::failed_faults_are_read_again,
+    ),
+    (
+        "lbio-raw-errors-are-read-again",
+        lbio_raw::errors_are_read_again,
+    ),
+];
+
+const DEBUG_POLLED: Group = Group {
+    name: "guest/debug-polled",
+    lbio: Lbio::Polled,
+    cases: &LBIO_ERRORS,
+    ..DEBUG
 };
 
 pub(super) const LBIO: Group = Group {
@@ -188,11 +211,6 @@ const LBIO_CASES: &[Case] = &[
     ("faults-sleep", lbio::faults_sleep),
     ("sleeping-reader-is-killed", lbio::sleeping_reader_is_killed),
     ("sleeping-fault-is-killed", lbio::sleeping_fault_is_killed),
-    ("errors-are-read-again", lbio::errors_are_read_again),
-    (
-        "failed-faults-are-read-again",
-        lbio::failed_faults_are_read_again,
-    ),
     ("lost-commands-reset", lbio::lost_commands_reset),
     ("memory-is-bounded", lbio::memory_is_bounded),
     ("tracepoints", lbio::tracepoints),
@@ -211,7 +229,6 @@ const LBIO_CASES: &[Case] = &[
     ("raw-partition", lbio_raw::partition),
     ("raw-writes-are-seen", lbio_raw::writes_are_seen),
     ("raw-fragmented-memory", lbio_raw::fragmented_memory),
-    ("raw-errors-are-read-again", lbio_raw::errors_are_read_again),
     ("raw-killed", lbio_raw::killed),
     ("raw-reset-under-load", lbio_raw::reset_under_load),
     ("raw-removal-under-load", lbio_raw::removal_under_load),
@@ -267,7 +284,7 @@ const OBD_DEBUG: Group = Group {
         ("file-system", obd::file_system),
         ("nested", obd::nested),
         ("devices", obd::devices),
-        ("drive-by-lbio", obd::drive_by_lbio),
+        ("drive-by-failing-lbio", obd::drive_by_failing_lbio),
         ("stacked", obd::stacked),
         ("detach-under-load", obd::detach_under_load),
         ("unload", obd::unload),
@@ -306,6 +323,7 @@ pub(super) const GROUPS: &[&Group] = &[
     &LBIO_DENIED,
     &fsync::FSYNC,
     &DEBUG,
+    &DEBUG_POLLED,
     &OBD,
     &OBD_DEBUG,
     &OBD_USERSPACE,

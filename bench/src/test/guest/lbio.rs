@@ -245,10 +245,7 @@ pub(super) fn sleeping_fault_is_killed(f: &mut Fixture) -> Result<()> {
 /// Where the drive cannot be read at all, faults get what they always got.
 pub(super) fn failed_faults_are_read_again(f: &mut Fixture) -> Result<()> {
     f.mount("aios,errors=continue", true, 100_000_000)?;
-    f.sh("echo 1 > /sys/kernel/debug/aios/lbio_fail_every")?;
-    let failed = f.lbio_during("error", |f| f.sh(FAULTS).map(drop));
-    f.sh("echo 0 > /sys/kernel/debug/aios/lbio_fail_every")?;
-    let failed = failed?;
+    let failed = f.lbio_failing(1, |f| f.sh(FAULTS).map(drop))?;
     check(failed >= 800, || format!("{failed} of 900 faults failed"))?;
     // Without a drive: a bus error, 128 + 7.
     f.sh(
@@ -282,16 +279,13 @@ pub(super) fn changes_against_faults(f: &mut Fixture) -> Result<()> {
 /// One read of a few fails: no reader notices.
 pub(super) fn errors_are_read_again(f: &mut Fixture) -> Result<()> {
     f.mount("aios", true, 100_000_000)?;
-    f.sh("echo 7 > /sys/kernel/debug/aios/lbio_fail_every")?;
-    let failed = f.lbio_during("error", |f| {
+    let failed = f.lbio_failing(7, |f| {
         f.sh(
             "/aios-guest race --file /mnt/t/race --size 1048576 --readers 3 --seconds 6 \
              --seed 12 --blocks 8 --reopen",
         )
         .map(drop)
-    });
-    f.sh("echo 0 > /sys/kernel/debug/aios/lbio_fail_every")?;
-    let failed = failed?;
+    })?;
     check(failed > 0, || "no read failed".to_owned())
 }
 

@@ -168,13 +168,11 @@ pub(super) fn fragmented_memory(f: &mut Fixture) -> Result<()> {
 /// Some reads fail: the reader sees what is there.
 pub(super) fn errors_are_read_again(f: &mut Fixture) -> Result<()> {
     let mut served = 0;
-    let failed = f.lbio_during("error", |f| {
+    let failed = f.lbio_failing(3, |f| {
         served = f.raw(
             "raw",
             true,
-            "knob=/sys/kernel/debug/aios/lbio_fail_every; echo 3 > $knob
-             trap 'echo 0 > $knob' EXIT
-             same 4096 1048576 819200; same 32768 1048576 819200",
+            "same 4096 1048576 819200; same 32768 1048576 819200",
         )?;
         Ok(())
     })?;

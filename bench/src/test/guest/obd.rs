@@ -417,9 +417,18 @@ pub(super) fn devices(f: &mut Fixture) -> Result<()> {
 }
 
 /// A blob on a drive that LBIO reads: into pages of LBIO's, and decoded from there.
-/// The data is the same where it takes reads for failed, where memory is in single
-/// pages and while the drive is reset; and while the stack is off LBIO has no part.
+/// The data is the same where memory is in single pages and while the drive is reset;
+/// and while the stack is off LBIO has no part.
 pub(super) fn drive_by_lbio(f: &mut Fixture) -> Result<()> {
+    by_lbio(f, false)
+}
+
+/// As [`drive_by_lbio`], and the data is the same where LBIO takes reads for failed.
+pub(super) fn drive_by_failing_lbio(f: &mut Fixture) -> Result<()> {
+    by_lbio(f, true)
+}
+
+fn by_lbio(f: &mut Fixture, failing: bool) -> Result<()> {
     let prologue = prologue(f.obd()?)
         + "drive=/dev/nvme0n1 raw=/run/raw
            compare() { echo 1 > /proc/sys/vm/drop_caches; cmp $raw $dev; }
@@ -428,11 +437,12 @@ pub(super) fn drive_by_lbio(f: &mut Fixture) -> Result<()> {
                fio --name=r --filename=$dev --readonly --rw=randread --bs=4k --ioengine=psync \
                    --fadvise_hint=0 --io_size=2m --randrepeat=1 --thread --minimal > /dev/null; }
            dev=$($obd list | awk '$1 == \"l\" { print $2 }')\n";
-    let mut during = |script: &str| {
+    let during = |f: &mut Fixture, script: &str| {
         let script = prologue.clone() + script;
         f.lbio_during("raw", |f| f.guest.sh(&script, LONG).map(drop))
     };
     let off = during(
+        f,
         "fio --name=w --filename=$raw --size=12m --bs=64k --rw=write --ioengine=psync \
              --randseed=9 --buffer_compress_percentage=50 --refill_buffers --minimal > /dev/null
          $obd convert --engine=cache --output $raw.layer $raw > /dev/null
@@ -441,15 +451,20 @@ pub(super) fn drive_by_lbio(f: &mut Fixture) -> Result<()> {
          compare; at_random",
     )?;
     check(off == 0, || format!("{off} reads by LBIO, which is off"))?;
-    let on = during("echo 1 > /sys/kernel/aios/enabled; compare; at_random")?;
+    let on = during(f, "echo 1 > /sys/kernel/aios/enabled; compare; at_random")?;
     check(on > 400, || format!("{on} reads by LBIO"))?;
+    if failing {
+        let script = prologue.clone() + "compare; at_random; compare";
+        let failed = f.lbio_failing(3, |f| f.guest.sh(&script, LONG).map(drop))?;
+        check(failed > 100, || format!("{failed} reads failed"))?;
+    }
     during(
-        "knob=/sys/kernel/debug/aios/lbio_fail_every
-         echo 3 > $knob; compare; at_random; compare; echo 0 > $knob
-         knob=/sys/module/lbio/parameters/chunk_order
+        f,
+        "knob=/sys/module/lbio/parameters/chunk_order
          order=$(cat $knob); echo 0 > $knob; compare; at_random; compare; echo $order > $knob",
     )?;
     let reset = during(
+        f,
         "for i in 1 2 3 4; do
              (while ! test -e /run/stop; do
                   dd if=$dev iflag=direct bs=4k 2>/dev/null | cmp - $raw; done) & readers=\"$readers $!\"
@@ -462,7 +477,11 @@ pub(super) fn drive_by_lbio(f: &mut Fixture) -> Result<()> {
     check(reset > 100, || {
         format!("{reset} reads by LBIO around resets")
     })?;
-    during("echo 0 > /sys/kernel/aios/enabled; $obd detach l; rm $raw $raw.layer").map(drop)
+    during(
+        f,
+        "echo 0 > /sys/kernel/aios/enabled; $obd detach l; rm $raw $raw.layer",
+    )
+    .map(drop)
 }
 
 /// Many devices, read at once; each has its own data.
