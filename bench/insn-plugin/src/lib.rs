@@ -5,6 +5,7 @@
 //! ```text
 //! -plugin libaios_insn_plugin.so,map=System.map,out=FILE.json
 //!         [,commands=N][,switches=N][,interrupts=remove|reject][,spin=PREFIX]...
+//!         [,count=operations|all]
 //! ```
 //!
 //! The guest must run with `nokaslr`. A program in it marks what is measured
@@ -33,6 +34,10 @@
 //! *spin* and no part of any phase. When a loop is left without an interrupt,
 //! what follows is *after* (the loop saw the completion) unless the CPU halts
 //! for it all the same (the loop gave up); then it is *device*.
+//!
+//! With `count=all` all of this is ignored: every instruction of the window counts,
+//! of programs and of the kernel, idle task and timer interrupts included, and `out`
+//! gets a [`whole::WholeReport`]. That compares what work is spread over processes.
 //!
 //! # What is left out
 //!
@@ -65,6 +70,7 @@ pub mod machine;
 pub mod qemu;
 pub mod report;
 pub mod symbols;
+pub mod whole;
 
 use machine::{
     Block,
@@ -101,7 +107,12 @@ use std::sync::{
 };
 use symbols::{
     Table,
-    Traits, //
+    Traits,
+    UNKNOWN, //
+};
+use whole::{
+    Whole,
+    WholeReport, //
 };
 
 /// What a mark in the guest's program means.
@@ -140,6 +151,8 @@ struct Options {
     out: PathBuf,
     spin: Vec<String>,
     rules: Rules,
+    /// Everything in the window, not operations.
+    all: bool,
 }
 
 /// Prefixes of waiting loops' names unless told.
@@ -149,6 +162,7 @@ impl Options {
     fn parse<'a>(args: impl Iterator<Item = &'a str>) -> Result<Self, String> {
         let (mut map, mut out, mut spin) = (None, None, Vec::new());
         let mut rules = Rules::default();
+        let mut all = false;
         for arg in args {
             let (key, value) = arg.split_once('=').unwrap_or((arg, ""));
             let number = || {
@@ -170,6 +184,13 @@ impl Options {
                         _ => return Err("argument `interrupts` is `remove` or `reject`".to_owned()),
                     };
                 }
+                "count" => {
+                    all = match value {
+                        "all" => true,
+                        "operations" => false,
+                        _ => return Err("argument `count` is `operations` or `all`".to_owned()),
+                    };
+                }
                 _ => return Err(format!("there is no argument `{key}`")),
             }
         }
@@ -181,6 +202,7 @@ impl Options {
             out: out.ok_or("argument `out=FILE.json` is missing")?,
             spin,
             rules,
+            all,
         })
     }
 }
@@ -192,11 +214,17 @@ struct Vcpu {
     /// always, a block costs this look only.
     active: AtomicBool,
     machine: Mutex<Machine>,
+    /// With `count=all`.
+    whole: Mutex<Whole>,
 }
 
 impl Vcpu {
     fn machine(&self) -> MutexGuard<'_, Machine> {
         self.machine.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn whole(&self) -> MutexGuard<'_, Whole> {
+        self.whole.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -207,6 +235,8 @@ struct Plugin {
     table: Table,
     vcpus: Vec<Vcpu>,
     out: PathBuf,
+    /// `count=all`.
+    all: bool,
 }
 
 /// A possible doorbell: a block and the instructions of it after the store.
@@ -225,16 +255,22 @@ impl Plugin {
 
     /// Writes the report; the file appears whole or not at all.
     fn write(&self) {
-        let machines: Vec<_> = self.vcpus.iter().map(Vcpu::machine).collect();
-        let totals = machines.iter().map(|machine| machine.totals());
-        let report = report::Report::new(&self.table, totals);
-        if let Err(error) = write_json(&report, &self.out) {
+        let written = if self.all {
+            let cpus: Vec<_> = self.vcpus.iter().map(Vcpu::whole).collect();
+            let report = WholeReport::new(&self.table, cpus.iter().map(|cpu| &**cpu));
+            write_json(&report, &self.out)
+        } else {
+            let machines: Vec<_> = self.vcpus.iter().map(Vcpu::machine).collect();
+            let totals = machines.iter().map(|machine| machine.totals());
+            write_json(&report::Report::new(&self.table, totals), &self.out)
+        };
+        if let Err(error) = written {
             complain(&format!("cannot write {}: {error}", self.out.display()));
         }
     }
 }
 
-fn write_json(report: &report::Report, to: &Path) -> std::io::Result<()> {
+fn write_json(report: &impl serde::Serialize, to: &Path) -> std::io::Result<()> {
     let mut part = to.as_os_str().to_owned();
     part.push(".part");
     std::fs::write(&part, serde_json::to_vec(report)?)?;
@@ -310,6 +346,18 @@ fn is_repeated_string(insn: &[u8]) -> bool {
     string && prefixes.iter().all(prefix) && prefixes.iter().any(repeat)
 }
 
+/// All of a program's translated block.
+fn user_block(insns: &[Decoded]) -> Block {
+    let repeated = |insn: &&Decoded| is_repeated_string(insn.bytes());
+    Block {
+        symbol: UNKNOWN,
+        insns: u32::try_from(insns.len()).unwrap_or(u32::MAX),
+        start: insns.first().map_or(0, |insn| insn.address),
+        repeat: insns.last().filter(repeated).map_or(0, |insn| insn.address),
+        traits: Traits::NONE,
+    }
+}
+
 fn leak<T>(value: T) -> &'static T {
     // Translated code may refer to it as long as QEMU runs.
     Box::leak(Box::new(value))
@@ -327,10 +375,15 @@ extern "C" fn on_translate(_id: Id, tb: *mut Tb) {
         return;
     };
     if !symbols::is_kernel(first.address) {
+        if plugin.all {
+            // SAFETY: the block is the one being translated.
+            unsafe { api.on_block(tb, on_user_block, leak(user_block(&insns))) };
+        }
         for insn in &insns {
             let callback = match Marker::decode(insn.bytes()) {
                 Some(Marker::WindowBegin) => on_window_begin,
                 Some(Marker::WindowEnd) => on_window_end,
+                Some(Marker::OpBegin | Marker::OpEnd) if plugin.all => continue,
                 Some(Marker::OpBegin) => on_op_begin,
                 Some(Marker::OpEnd) => on_op_end,
                 None => continue,
@@ -350,7 +403,7 @@ extern "C" fn on_translate(_id: Id, tb: *mut Tb) {
             // SAFETY: the instruction is of the block being translated.
             unsafe { api.on_insn(insns[first].handle, on_block, block) };
         }
-        if block.traits.has(Traits::DRIVER) {
+        if block.traits.has(Traits::DRIVER) && !plugin.all {
             for (insn, rest) in insns[first..].iter().zip((0..block.insns).rev()) {
                 let store = leak(Store { block, rest });
                 // SAFETY: the instruction is of the block being translated.
@@ -362,7 +415,10 @@ extern "C" fn on_translate(_id: Id, tb: *mut Tb) {
 
 /// Called when a kernel block begins to execute; `data` is its [`Block`].
 extern "C" fn on_block(cpu: c_uint, data: *mut c_void) {
-    let Some(vcpu) = PLUGIN.get().and_then(|plugin| plugin.vcpu(cpu)) else {
+    let Some(plugin) = PLUGIN.get() else {
+        return;
+    };
+    let Some(vcpu) = plugin.vcpu(cpu) else {
         return;
     };
     if !vcpu.active.load(Ordering::Relaxed) {
@@ -370,7 +426,23 @@ extern "C" fn on_block(cpu: c_uint, data: *mut c_void) {
     }
     // SAFETY: registered with a leaked `Block`, which is never changed.
     let block = unsafe { &*data.cast::<Block>() };
-    vcpu.machine().block(block);
+    if plugin.all {
+        vcpu.whole().block(block, true);
+    } else {
+        vcpu.machine().block(block);
+    }
+}
+
+/// Called with `count=all` when a program's block begins to execute; `data` is its
+/// [`Block`].
+extern "C" fn on_user_block(cpu: c_uint, data: *mut c_void) {
+    let Some(vcpu) = PLUGIN.get().and_then(|plugin| plugin.vcpu(cpu)) else {
+        return;
+    };
+    if vcpu.active.load(Ordering::Relaxed) {
+        // SAFETY: registered with a leaked `Block`, which is never changed.
+        vcpu.whole().block(unsafe { &*data.cast::<Block>() }, false);
+    }
 }
 
 /// Called after a store of the driver; `data` is its [`Store`].
@@ -413,13 +485,32 @@ fn mark(cpu: c_uint, change: fn(&mut Machine)) {
     vcpu.active.store(machine.active(), Ordering::Relaxed);
 }
 
+/// Begins, or ends, the window of everything.
+fn mark_all(plugin: &Plugin, active: bool) {
+    for vcpu in &plugin.vcpus {
+        if active {
+            *vcpu.whole() = Whole::default();
+        }
+        vcpu.active.store(active, Ordering::Relaxed);
+    }
+    if !active {
+        plugin.write();
+    }
+}
+
 extern "C" fn on_window_begin(_cpu: c_uint, _data: *mut c_void) {
+    if let Some(plugin) = PLUGIN.get().filter(|plugin| plugin.all) {
+        return mark_all(plugin, true);
+    }
     for cpu in all_cpus() {
         mark(cpu, Machine::window_begin);
     }
 }
 
 extern "C" fn on_window_end(_cpu: c_uint, _data: *mut c_void) {
+    if let Some(plugin) = PLUGIN.get().filter(|plugin| plugin.all) {
+        return mark_all(plugin, false);
+    }
     for cpu in all_cpus() {
         mark(cpu, Machine::window_end);
     }
@@ -454,12 +545,14 @@ fn install(id: Id, info: &Info, args: &[&str]) -> Result<(), String> {
     let vcpu = |_| Vcpu {
         active: AtomicBool::new(false),
         machine: Mutex::new(Machine::new(options.rules)),
+        whole: Mutex::default(),
     };
     let plugin = Plugin {
         api,
         table,
         vcpus: (0..info.max_vcpus.max(1)).map(vcpu).collect(),
         out: options.out,
+        all: options.all,
     };
     if PLUGIN.set(plugin).is_err() {
         return Err("it is loaded twice".to_owned());
@@ -535,7 +628,9 @@ mod tests {
         assert!(options.rules.interruptible);
         let options = Options::parse(["map=a", "out=b"].into_iter()).unwrap();
         assert_eq!(options.spin, SPIN_PREFIXES);
-        assert!(!options.rules.interruptible);
+        assert!(!options.rules.interruptible && !options.all);
+        let options = Options::parse(["map=a", "out=b", "count=all"].into_iter()).unwrap();
+        assert!(options.all);
     }
 
     #[test]
@@ -546,6 +641,7 @@ mod tests {
         assert!(parse(&["map=a", "out=b", "colour=red"]).contains("colour"));
         assert!(parse(&["map=a", "out=b", "commands=many"]).contains("many"));
         assert!(parse(&["map=a", "out=b", "interrupts=maybe"]).contains("interrupts"));
+        assert!(parse(&["map=a", "out=b", "count=some"]).contains("count"));
         assert!(parse(&["map=", "out=b"]).contains("map"));
     }
 

@@ -84,6 +84,9 @@ pub(crate) struct Args {
     /// What is compared with what.
     #[arg(long, value_enum, default_value_t = Suite::Stack, conflicts_with_all = ["host", "virtual_time"])]
     suite: Suite,
+    /// With `--suite obd`: count instructions, and measure no times.
+    #[arg(long, conflicts_with_all = ["virtual_time", "host", "quick", "pairs", "device", "cpus", "accel"])]
+    instructions: bool,
     /// Few workloads and short samples: under three minutes once built.
     #[arg(long)]
     quick: bool,
@@ -160,6 +163,7 @@ pub(crate) fn run(ctx: &Context, args: &Args) -> Result<u8> {
         return obd::run(
             ctx,
             &obd::Options {
+                instructions: args.instructions,
                 quick: args.quick,
                 only: &args.only,
                 list: args.list,
@@ -174,6 +178,10 @@ pub(crate) fn run(ctx: &Context, args: &Args) -> Result<u8> {
                 source: args.source.as_deref(),
             },
         );
+    }
+    if args.instructions {
+        return Err(Error::new("--instructions is for --suite obd")
+            .hint("the stack's instructions are counted by `aios profile`"));
     }
     let workloads = workload::select(&args.only, args.quick)?;
     if args.list {

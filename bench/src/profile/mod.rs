@@ -8,7 +8,7 @@
 
 mod layers;
 mod measure;
-mod plugin;
+pub(crate) mod plugin;
 mod schema;
 mod svg;
 mod table;
@@ -40,6 +40,7 @@ use crate::setup::{
 use crate::stack::Stack;
 use aios_insn_plugin::report::Report;
 use layers::Layers;
+pub(crate) use measure::LATENCY_NS;
 use measure::{
     Kernel,
     Setup, //
@@ -55,6 +56,7 @@ use std::path::{
     Path,
     PathBuf, //
 };
+pub(crate) use table::grouped;
 use workload::Workload;
 
 /// Options of `aios profile`.
@@ -177,7 +179,7 @@ pub(crate) fn run(ctx: &Context, args: &Args) -> Result<u8> {
         ops,
         warmup: measure::WARMUP,
         seed: args.seed,
-        latency_ns: measure::LATENCY_NS,
+        latency_ns: LATENCY_NS,
     };
     let profile = Profile::new(args.workload.name(), profiles, provenance);
     let json = serde_json::to_string_pretty(&profile)

@@ -229,7 +229,7 @@ fn change(from: f64, to: f64) -> String {
 }
 
 /// A rounded number with separators.
-pub(super) fn grouped(value: f64) -> String {
+pub(crate) fn grouped(value: f64) -> String {
     // An empty sum is minus zero.
     let digits = format!("{:.0}", value.round() + 0.0);
     let mut text = String::new();

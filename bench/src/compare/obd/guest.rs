@@ -26,6 +26,7 @@ use crate::context::Context;
 use crate::device::{
     self,
     Calibration,
+    Latency,
     Model,
     Server, //
 };
@@ -52,8 +53,15 @@ use std::time::Duration;
 /// emulated processor takes on a busy machine.
 const GRACE: Duration = Duration::from_secs(120);
 
+/// What a guest whose instructions are counted has more.
+#[derive(Debug, Clone)]
+pub(super) struct Counting {
+    /// QEMU's arguments that load the plugin.
+    pub(super) qemu: Vec<String>,
+}
+
 /// How it is set up.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Setup<'a> {
     /// bzImage of the patched kernel.
     pub(super) kernel: &'a Path,
@@ -64,6 +72,8 @@ pub(super) struct Setup<'a> {
     /// Where log and QEMU line go.
     pub(super) logs: PathBuf,
     pub(super) sizing: Sizing,
+    /// Instructions are counted: one emulated CPU.
+    pub(super) counting: Option<Counting>,
 }
 
 /// The guest, and its drives.
@@ -84,9 +94,15 @@ fn boot_config(setup: &Setup<'_>, drives: Vec<PathBuf>) -> BootConfig {
     config.memory_mib = MEMORY_MIB;
     config.iommu = setup.iommu;
     config.accel = setup.accel;
+    if let Some(Counting { qemu }) = &setup.counting {
+        config.name = "obd-counted".to_owned();
+        config.cpus = 1;
+        config.accel = Accel::Tcg;
+        config.qemu.clone_from(qemu);
+    }
     config
         .append
-        .push(format!("nvme.lbio_queues={}", setup.cpus));
+        .push(format!("nvme.lbio_queues={}", config.cpus));
     config.drives = drives
         .into_iter()
         .map(|drive| Drive::new(Backend::Nbd(drive)))
@@ -145,6 +161,14 @@ impl Shared {
         Ok(calibration)
     }
 
+    /// Sets the same speed of all drives.
+    pub(super) fn set_latency(&mut self, latency: &Latency) -> Result<()> {
+        for server in &mut self.servers {
+            server.set_latency(latency, latency)?;
+        }
+        Ok(())
+    }
+
     /// `uname -r`.
     pub(super) fn release(&mut self) -> Result<String> {
         Ok(self.guest.sh("uname -r", GRACE)?.trim().to_owned())
@@ -167,12 +191,23 @@ impl Shared {
         workloads: &[Workload],
         seed: u64,
     ) -> Result<Vec<Measured>> {
-        let limit = (self.sizing.runtime + GRACE) * workloads.len() as u32;
         let script = format!(
-            "set -e\n{}cd {MOUNT}\n{}",
-            contender.mount_script(&self.paths),
+            "cd {MOUNT}\n{}",
             script::of(workloads, &self.tools, None, &self.sizing, seed)
         );
+        let limit = (self.sizing.runtime + GRACE) * workloads.len() as u32;
+        let output = self.run(contender, &script, limit)?;
+        script::parse(workloads, &output)
+            .map_err(|error| error.context(format!("on {}", contender.name())))
+    }
+
+    /// Runs `script` on what `contender` has mounted afresh.
+    pub(super) fn script(&mut self, contender: Contender, script: &str) -> Result<()> {
+        self.run(contender, script, 3 * GRACE).map(drop)
+    }
+
+    fn run(&mut self, contender: Contender, script: &str, limit: Duration) -> Result<String> {
+        let script = format!("set -e\n{}{script}", contender.mount_script(&self.paths));
         let output = self.guest.run(&GuestCommand {
             argv: vec!["/bin/sh".to_owned(), "-c".to_owned(), script],
             env: Vec::new(),
@@ -183,8 +218,7 @@ impl Shared {
                 failed(output.code, &output.stderr).context(format!("on {}", contender.name()))
             );
         }
-        script::parse(workloads, &String::from_utf8_lossy(&output.stdout))
-            .map_err(|error| error.context(format!("on {}", contender.name())))
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
 
     /// Powers it off and looks through its log.

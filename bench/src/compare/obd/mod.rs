@@ -3,9 +3,11 @@
 //! serve the same tree from the same drive.
 //!
 //! All run in one guest, one after another, in an order shuffled in each round, and
-//! each from a fresh mount with nothing cached.
+//! each from a fresh mount with nothing cached. Then instructions are counted, in a
+//! guest of their own.
 
 mod contender;
+mod count;
 mod guest;
 mod images;
 mod results;
@@ -84,6 +86,8 @@ use std::time::{
 /// What of `aios compare`'s options means something here.
 #[derive(Debug)]
 pub(super) struct Options<'a> {
+    /// Times are not measured.
+    pub(super) instructions: bool,
     pub(super) quick: bool,
     pub(super) only: &'a [String],
     pub(super) list: bool,
@@ -149,12 +153,16 @@ pub(super) fn run(ctx: &Context, options: &Options<'_>) -> Result<u8> {
         fio: "fio".to_owned(),
         db_bench: String::new(),
     };
-    let mut guest = Shared::boot(ctx, &setup, paths, tools)?;
+    let mut guest = Shared::boot(ctx, &setup, paths.clone(), tools.clone())?;
     let device = guest.calibrate(options.device)?;
     bar.finish_and_clear();
     ctx.ui.say(device.describe());
-    let (samples, complete) = measure(ctx, &mut guest, &workloads, options)?;
-    if samples.is_empty() {
+    let (samples, complete) = if options.instructions {
+        (Vec::new(), true)
+    } else {
+        measure(ctx, &mut guest, &workloads, options)?
+    };
+    if samples.is_empty() && !complete {
         return Err(interrupted());
     }
     let provenance = Provenance {
@@ -179,11 +187,20 @@ pub(super) fn run(ctx: &Context, options: &Options<'_>) -> Result<u8> {
         qemu: guest.qemu_line().to_owned(),
         kvm: guest.is_kvm(),
     };
+    let mut instructions = Vec::new();
     if complete {
         // A fault in the log makes the numbers worthless.
         guest.shutdown()?;
+        let names = workloads.iter().map(|workload| workload.name.as_str());
+        instructions = count::count(
+            ctx,
+            &setup,
+            &built.system_map,
+            |setup| Shared::boot(ctx, setup, paths, tools),
+            &count::of(names),
+        )?;
     }
-    let results = Results::new(samples, provenance, complete);
+    let results = Results::new(samples, instructions, provenance, complete);
     let json = report::to_json(&results)?;
     let text = results::table(&results, false);
     files::write_whole(&output.path().join("obd.txt"), &text)?;
@@ -241,6 +258,7 @@ fn setup_of<'a>(
         accel: options.accel,
         logs,
         sizing,
+        counting: None,
     }
 }
 

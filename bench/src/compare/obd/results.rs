@@ -4,6 +4,7 @@
 use super::contender::Contender;
 use crate::compare::sample::Measured;
 use crate::device::Calibration;
+use crate::profile::grouped;
 use crate::report::schema::{
     Kernel,
     Machine,
@@ -98,6 +99,38 @@ pub(crate) struct Delta {
     pub(crate) verdict: Verdict,
 }
 
+/// Instructions of one kernel function.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Function {
+    /// Its name; `[unknown]` for all modules together.
+    pub(crate) name: String,
+    /// Per read.
+    pub(crate) insns: f64,
+}
+
+/// All that a CPU executes for a read on one contender.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Instructions {
+    /// `fio/randread-4k-buffered-qd1`.
+    pub(crate) workload: String,
+    /// What was read.
+    pub(crate) contender: Contender,
+    /// Reads.
+    pub(crate) ops: u32,
+    /// The kernel's, per read.
+    pub(crate) kernel: f64,
+    /// The reader's and, if there is one, the server's, per read.
+    pub(crate) programs: f64,
+    /// The kernel's functions with most.
+    pub(crate) functions: Vec<Function>,
+}
+
+impl Instructions {
+    fn total(&self) -> f64 {
+        self.kernel + self.programs
+    }
+}
+
 /// What a repetition needs.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Provenance {
@@ -144,18 +177,26 @@ pub(crate) struct Results {
     pub(crate) deltas: Vec<Delta>,
     /// Every measurement, in the order made.
     pub(crate) samples: Vec<Sample>,
+    /// Workloads by contenders; empty when the run was interrupted.
+    pub(crate) instructions: Vec<Instructions>,
     /// What a repetition needs.
     pub(crate) provenance: Provenance,
 }
 
 impl Results {
     /// Of the samples.
-    pub(super) fn new(samples: Vec<Sample>, provenance: Provenance, complete: bool) -> Self {
+    pub(super) fn new(
+        samples: Vec<Sample>,
+        instructions: Vec<Instructions>,
+        provenance: Provenance,
+        complete: bool,
+    ) -> Self {
         Self {
             schema: 1,
             complete,
             deltas: deltas(&samples),
             samples,
+            instructions,
             provenance,
         }
     }
@@ -211,8 +252,55 @@ fn delta(samples: &[Sample], workload: &str, metric: Metric, peer: Contender) ->
     })
 }
 
-/// One line per workload, metric and peer.
+/// One line per workload, metric and peer; then one per workload and contender.
 pub(super) fn table(results: &Results, colour: bool) -> String {
+    let mut text = String::new();
+    if !results.deltas.is_empty() {
+        text = times(results, colour);
+    }
+    if !results.instructions.is_empty() {
+        if !text.is_empty() {
+            text.push('\n');
+        }
+        text.push_str(&instructions(&results.instructions));
+    }
+    text
+}
+
+fn instructions(all: &[Instructions]) -> String {
+    let header = [
+        "workload",
+        "contender",
+        "kernel",
+        "programs",
+        "instructions per read",
+        "obd Δ",
+    ]
+    .map(|name| (name.to_owned(), None));
+    let mut rows = vec![header];
+    for row in all {
+        let obd = all
+            .iter()
+            .find(|obd| obd.workload == row.workload && obd.contender == Contender::Obd);
+        let delta = obd
+            .filter(|obd| obd.contender != row.contender)
+            .map(|obd| (obd.total() / row.total() - 1.0) * 100.0);
+        rows.push(
+            [
+                printable(&row.workload),
+                row.contender.name().to_owned(),
+                grouped(row.kernel),
+                grouped(row.programs),
+                grouped(row.total()),
+                delta.map_or_else(String::new, |delta| text::percent(Some(delta))),
+            ]
+            .map(|cell| (cell, None)),
+        );
+    }
+    aligned(&rows, false)
+}
+
+fn times(results: &Results, colour: bool) -> String {
     let header = [
         "workload",
         "against",

@@ -1,0 +1,201 @@
+// SPDX-License-Identifier: MIT
+//! Instructions per read: all that a guest with one CPU executes, whoever does it.
+//!
+//! Times under emulation are noise, and a contender may leave its work to a process,
+//! a worker or an interrupt. So everything counts, of programs and of the kernel, from
+//! the first read to the last. Nobody spins. Timer interrupts are in it, too: a
+//! per cent or two, more on a busy machine.
+
+use super::contender::{
+    Contender,
+    MOUNT, //
+};
+use super::guest::{
+    Counting,
+    Setup,
+    Shared, //
+};
+use super::results::{
+    Function,
+    Instructions, //
+};
+use crate::compare::fio;
+use crate::context::Context;
+use crate::device::Latency;
+use crate::error::{
+    Error,
+    IoContext,
+    Result, //
+};
+use crate::guest::interrupt;
+use crate::profile;
+use aios_guest::GUEST_BINARY;
+use aios_insn_plugin::whole::{
+    SCHEMA,
+    WholeReport, //
+};
+use std::fs;
+use std::path::Path;
+
+/// Functions to keep of each.
+const TOP: usize = 25;
+/// Reads before those that count.
+const WARMUP: u32 = 100;
+
+/// What is read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Reads {
+    /// Of the workload that is timed.
+    pub(super) workload: &'static str,
+    /// Arguments of the guest's `work`.
+    args: &'static str,
+    ops: u32,
+}
+
+/// All there are; the timed ones of one reader.
+const ALL: [Reads; 2] = [
+    Reads {
+        workload: "fio/randread-4k-buffered-qd1",
+        args: "randread --bs 4096",
+        ops: 1500,
+    },
+    Reads {
+        workload: "fio/seqread-128k-buffered-qd1",
+        args: "seqread --bs 131072",
+        ops: 200,
+    },
+];
+
+/// Those whose workloads are among `names`.
+pub(super) fn of<'a>(names: impl Iterator<Item = &'a str> + Clone) -> Vec<Reads> {
+    ALL.into_iter()
+        .filter(|reads| names.clone().any(|name| name == reads.workload))
+        .collect()
+}
+
+/// Boots a guest with the plugin and counts `reads` of each contender; none if
+/// Ctrl-C came.
+pub(super) fn count(
+    ctx: &Context,
+    setup: &Setup<'_>,
+    system_map: &Path,
+    boot: impl FnOnce(&Setup<'_>) -> Result<Shared>,
+    reads: &[Reads],
+) -> Result<Vec<Instructions>> {
+    if reads.is_empty() {
+        return Ok(Vec::new());
+    }
+    let plugin = profile::plugin::build(ctx)?;
+    let dir = tempfile::tempdir().at("create a folder in", std::env::temp_dir())?;
+    let out = dir.path().join("counts.json");
+    let setup = Setup {
+        counting: Some(Counting {
+            qemu: profile::plugin::qemu_args(&plugin, system_map, &out, "count=all")?,
+        }),
+        ..setup.clone()
+    };
+    let steps = Contender::ALL.len() * reads.len();
+    let bar = ctx.ui.bar("counting instructions", steps as u64);
+    let mut guest = boot(&setup)?;
+    guest.set_latency(&Latency::fixed(profile::LATENCY_NS))?;
+    let mut counted = Vec::new();
+    for contender in Contender::ALL {
+        bar.set_prefix(contender.name());
+        for reads in reads {
+            if interrupt::check().is_err() {
+                return Ok(Vec::new());
+            }
+            guest.script(contender, &script(*reads))?;
+            counted.push(instructions(*reads, contender, read(&out)?));
+            bar.inc(1);
+        }
+    }
+    bar.finish_and_clear();
+    guest.shutdown()?;
+    Ok(counted)
+}
+
+fn script(reads: Reads) -> String {
+    let (args, ops) = (reads.args, reads.ops);
+    format!(
+        "echo 0 > /sys/kernel/aios/poll_max_ns\n\
+         {GUEST_BINARY} work {args} --file {MOUNT}/{} --ops {ops} --warmup {WARMUP} --seed 1\n",
+        fio::DATA
+    )
+}
+
+/// Reads what the plugin wrote, and takes it away for the next to write.
+fn read(out: &Path) -> Result<WholeReport> {
+    let text = fs::read_to_string(out).at("read the plugin's counts from", out)?;
+    fs::remove_file(out).at("remove", out)?;
+    serde_json::from_str(&text)
+        .ok()
+        .filter(|report: &WholeReport| report.schema == SCHEMA)
+        .ok_or_else(|| {
+            Error::new("the plugin's counts cannot be read")
+                .hint("plugin and program are of different versions: build both from one checkout")
+        })
+}
+
+fn instructions(reads: Reads, contender: Contender, report: WholeReport) -> Instructions {
+    let per_read = |insns: u64| insns as f64 / f64::from(reads.ops);
+    Instructions {
+        workload: reads.workload.to_owned(),
+        contender,
+        ops: reads.ops,
+        kernel: per_read(report.kernel),
+        programs: per_read(report.user),
+        functions: report
+            .functions
+            .into_iter()
+            .take(TOP)
+            .map(|function| Function {
+                insns: per_read(function.insns),
+                name: function.name,
+            })
+            .collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use aios_insn_plugin::whole::Function as Counted;
+
+    #[test]
+    fn test_of_takes_what_is_timed() {
+        let names = [
+            "fio/seqread-128k-buffered-qd1",
+            "fio/randread-4k-buffered-t32",
+        ];
+        let found = of(names.into_iter());
+        assert_eq!(found.len(), 1);
+        assert!(script(found[0]).contains("work seqread --bs 131072 --file "));
+    }
+
+    #[test]
+    fn test_instructions_are_per_read() {
+        let report = WholeReport {
+            schema: SCHEMA,
+            user: 3000,
+            kernel: 15000,
+            functions: vec![Counted {
+                name: "f".to_owned(),
+                insns: 750,
+            }],
+        };
+        let found = instructions(ALL[0], Contender::Ublk, report);
+        assert_eq!((found.kernel, found.programs), (10.0, 2.0));
+        assert_eq!(found.functions[0].insns, 0.5);
+    }
+
+    #[test]
+    fn test_read_foreign_counts_says_so() {
+        let dir = tempfile::tempdir().unwrap();
+        let out = dir.path().join("counts.json");
+        assert!(read(&out).is_err());
+        fs::write(&out, "{}").unwrap();
+        assert!(read(&out).unwrap_err().what().contains("cannot be read"));
+        assert!(!out.exists(), "the next must not read the same");
+    }
+}
