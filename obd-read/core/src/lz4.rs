@@ -5,10 +5,10 @@
 //! A block is a run of sequences: a token, literals, and a match with what was
 //! decoded before. Blocks of 4 KiB are too short for a branch predictor to learn
 //! them, so a mispredicted branch costs more than what it decides about. While
-//! there is room, literals and matches are therefore copied in pieces of a fixed
-//! size whatever their length, what is too much being written over by what
-//! follows, and the one length byte that may come after a token is added by a
-//! mask. What does not fit that goes the exact way, one sequence at a time.
+//! there is room, literals and matches are therefore copied in pieces of two
+//! sizes whatever their length, what is too much being written over by what
+//! follows, and the one length byte that may come after a match's token is added
+//! by a mask. What does not fit that goes the exact way, one sequence at a time.
 
 use crate::platform::{
     Codec,
@@ -32,10 +32,18 @@ impl Codec for Lz4 {
     }
 }
 
-/// Bytes of literals that the fast way copies.
+/// Bytes of literals that the fast way copies if a token has their number: most
+/// have few, and a piece that is stored whole is read again sooner.
+const FEW: usize = 16;
+/// Bytes of literals that it copies else.
 const LITERALS: usize = 64;
-/// Bytes of a match that the fast way copies.
-const MATCH: usize = 32;
+/// Bytes of a match that the fast way copies at most.
+const MATCH: usize = 4 * STEP;
+/// Bytes that a match is copied by. In one that begins nearer a step would be read
+/// before all of it is there.
+const STEP: usize = 8;
+/// Bytes of a match that the exact way copies by steps; more are left to `memcpy`.
+const SHORT: usize = 64;
 /// Bytes of input that a sequence of the fast way has at most: token, length,
 /// literals, offset, length.
 const INPUT: usize = 1 + 1 + LITERALS + 2 + 1;
@@ -80,26 +88,36 @@ fn fast(from: &[u8], to: &mut [u8], ip: &mut usize, op: &mut usize) -> Option<Op
         piece_mut::<OUTPUT>(to, *op),
     ) {
         let token = usize::from(input[0]);
-        let (more, count) = extended(token >> 4, input[1]);
-        let begin = 1 + more;
-        if count > LITERALS {
-            return Some(None);
-        }
-        *piece_mut::<LITERALS>(output, 0)? = *piece(input, begin)?;
-
+        let (begin, count) = if token >> 4 < MORE {
+            *piece_mut::<FEW>(output, 0)? = *piece(input, 1)?;
+            (1, token >> 4)
+        } else {
+            let count = MORE + usize::from(input[1]);
+            if count > LITERALS {
+                return Some(None);
+            }
+            *piece_mut::<LITERALS>(output, 0)? = *piece(input, 2)?;
+            (2, count)
+        };
         let end = begin + count;
         let offset = usize::from(u16::from_le_bytes(*piece(input, end)?));
         let (more, len) = extended(token & 15, *input.get(end + 2)?);
         let len = len + MIN_MATCH;
         let to_match = op.wrapping_add(count);
-        // Closer ones overlap the piece that is copied.
-        if offset < MATCH || offset > to_match || len > MATCH {
+        if offset < STEP || offset > to_match || len > MATCH {
             *ip = ip.wrapping_add(end);
             *op = to_match;
             return Some(Some(token));
         }
-        let (before, after) = to.split_at_mut_checked(to_match)?;
-        *after.first_chunk_mut::<MATCH>()? = *piece(before, to_match - offset)?;
+        // A match may overlap its copy, but no step does.
+        let source = to_match - offset;
+        let near = to.get_mut(source..to_match.wrapping_add(MATCH))?;
+        step(near, 0, offset)?;
+        step(near, STEP, offset)?;
+        if len > 2 * STEP {
+            step(near, 2 * STEP, offset)?;
+            step(near, 3 * STEP, offset)?;
+        }
         *op = to_match.wrapping_add(len);
         *ip = ip.wrapping_add(end + 2 + more);
     }
@@ -146,8 +164,6 @@ fn literals(half: usize, from: &[u8], to: &mut [u8], ip: &mut usize, op: &mut us
 /// Reads the rest of a sequence after its literals and copies its match.
 #[inline(always)]
 fn matched(half: usize, from: &[u8], to: &mut [u8], ip: &mut usize, op: &mut usize) -> Option<()> {
-    const STEP: usize = 16;
-
     let offset = usize::from(u16::from_le_bytes(*piece(from, *ip)?));
     *ip += 2;
     let len = length(half, from, ip)? + MIN_MATCH;
@@ -157,27 +173,47 @@ fn matched(half: usize, from: &[u8], to: &mut [u8], ip: &mut usize, op: &mut usi
     let begin = op.checked_sub(offset)?;
     let end = op.checked_add(len)?;
     let room = to.len().checked_sub(end)?;
-    if offset == 1 {
-        let byte = *to.get(begin)?;
-        to.get_mut(*op..end)?.fill(byte);
-    } else if offset >= STEP && room >= STEP {
-        for done in (0..len).step_by(STEP) {
+    // Short ones by steps, which may write more than is wanted.
+    let mut done = 0;
+    let fitting = (len + room).saturating_sub(STEP - 1).min(len).min(SHORT);
+    if offset >= STEP {
+        while done < fitting {
             let bytes: [u8; STEP] = *piece(to, begin.wrapping_add(done))?;
             *piece_mut(to, op.wrapping_add(done))? = bytes;
+            done += STEP;
         }
     } else {
-        // What is there repeats: twice as much can be copied each time.
-        let mut done = 0;
-        while done < len {
-            let count = (offset + done).min(len - done);
-            let (before, after) = to.split_at_mut_checked(*op + done)?;
-            after
-                .get_mut(..count)?
-                .copy_from_slice(before.get(begin..begin + count)?);
-            done += count;
+        // What is there repeats: as often as it fits into a step.
+        let mut pattern = [0; STEP];
+        for (i, byte) in pattern.iter_mut().enumerate() {
+            *byte = *to.get(begin + i % offset)?;
+        }
+        while done < fitting {
+            *piece_mut(to, op.wrapping_add(done))? = pattern;
+            done += STEP - STEP % offset;
         }
     }
+    // What is left of long ones repeats what is there: twice as much each time.
+    if done < len {
+        done -= done % offset;
+    }
+    while done < len {
+        let count = (offset + done).min(len - done);
+        let (before, after) = to.split_at_mut_checked(*op + done)?;
+        after
+            .get_mut(..count)?
+            .copy_from_slice(before.get(begin..begin + count)?);
+        done += count;
+    }
     *op = end;
+    Some(())
+}
+
+/// Copies a step from `at` to `offset` behind it.
+#[inline(always)]
+fn step(bytes: &mut [u8], at: usize, offset: usize) -> Option<()> {
+    let step: [u8; STEP] = *piece(bytes, at)?;
+    *piece_mut(bytes, offset + at)? = step;
     Some(())
 }
 
