@@ -32,6 +32,7 @@ use aios_crash::check::{
     Recording, //
 };
 use aios_crash::mutant::Mutant;
+use aios_crash::recover;
 use aios_crash::shrink::{
     shrink,
     story, //
@@ -41,10 +42,6 @@ use aios_crash::states::{
     Seen,
     State,
     enumerate, //
-};
-use aios_crash::{
-    generate,
-    recover, //
 };
 use explore::{
     Failure,
@@ -329,7 +326,7 @@ impl Run<'_> {
             // Every plan in every mode, one mode after the other.
             let which = (number % modes.len() as u64) as usize;
             let mode = modes[which];
-            let plan = generate::plan(self.args.seed, number / modes.len() as u64);
+            let plan = mode.plan(self.args.seed, number / modes.len() as u64);
             let recording = Arc::new(recorder.record(mode, &plan)?);
             let mut rng = Rng::with_seed(self.args.seed ^ number);
             let limit = usize::try_from(missing)
