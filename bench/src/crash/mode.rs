@@ -53,8 +53,8 @@ pub(super) enum Mode {
     DioreadLock,
     /// data=ordered with fast commits.
     FastCommit,
-    /// The same, where fast commits hold inodes alone: what 7.3.4 and e2fsck
-    /// replay of others is not all that was synced.
+    /// The same, in plans whose fast commits hold inodes alone.
+    // Of others, neither 7.3.4 nor e2fsck replays all that was synced.
     FastCommitPlain,
     /// data=writeback.
     Writeback,
