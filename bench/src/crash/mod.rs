@@ -65,6 +65,7 @@ use report::{
 };
 use std::fs;
 use std::path::PathBuf;
+use std::slice;
 use std::sync::Arc;
 use std::thread;
 use std::time::{
@@ -350,18 +351,22 @@ impl Run<'_> {
             let fua = recording.history.writes.iter().filter(|write| write.fua);
             part.fua_writes += fua.count() as u64;
             self.report.recordings += 1;
-            if let Some(state) = rng.choice(&states) {
-                samples.push(Sample {
-                    mode,
-                    recording: Arc::clone(&recording),
-                    state: state.clone(),
-                    configuration: first + which,
-                });
-            }
+            let mounted = match mode.is_mounted() {
+                true => states.as_slice(),
+                false => rng.choice(&states).map_or(&[][..], slice::from_ref),
+            };
+            samples.extend(mounted.iter().map(|state| Sample {
+                mode,
+                recording: Arc::clone(&recording),
+                state: state.clone(),
+                configuration: first + which,
+            }));
             if self.kept.len() < MUTATED {
                 self.kept.push(Arc::clone(&recording));
             }
-            pool.put(&recording, &states, first + which)?;
+            if !mode.is_mounted() {
+                pool.put(&recording, &states, first + which)?;
+            }
         }
         self.report.states = self.seen.images() as u64;
         Ok(())
@@ -372,8 +377,10 @@ impl Run<'_> {
         let mut checker = Checker::new(SIZE).map_err(ours)?;
         let mut failures = Vec::new();
         // Enough to have each mode several times, and not all of a long run's.
-        let step = samples.len().div_ceil(40).max(1);
-        for sample in samples.iter().step_by(step) {
+        let (all, some): (Vec<_>, Vec<_>) =
+            samples.iter().partition(|sample| sample.mode.is_mounted());
+        let step = some.len().div_ceil(40).max(1);
+        for sample in all.into_iter().chain(some.into_iter().step_by(step)) {
             interrupt::check()?;
             let image = checker.image(&sample.recording, &sample.state).to_vec();
             let image = recorder.mount(sample.mode, &image)?;

@@ -103,6 +103,12 @@ impl Mode {
         }
     }
 
+    /// Whether each state is recovered by the guest's kernel, and not by e2fsck,
+    /// which loses inodes that a fast commit changes before they are checkpointed.
+    pub(super) fn is_mounted(self) -> bool {
+        self == Self::FastCommitPlain
+    }
+
     /// What contents it promises.
     pub(super) fn promise(self) -> Promise {
         match self {
