@@ -40,6 +40,62 @@ pub fn plan(seed: u64, number: u64) -> Plan {
     Plan { seed, threads }
 }
 
+/// Plan number `number` of those where files have all of their blocks, in a full
+/// commit, before anything is synced by itself: overwrites, and appends within
+/// the last block. So fast commits hold inodes and nothing else.
+pub fn plain(seed: u64, number: u64) -> Plan {
+    let mut rng = Rng::with_seed(seed ^ number.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+    let seed = rng.u64(..);
+    if number == 0 {
+        let threads = vec![overwrites()];
+        return Plan { seed, threads };
+    }
+    let mut sizes: Vec<u32> = (0..rng.usize(1..=3))
+        .map(|_| BLOCK * rng.u32(2..8) + rng.u32(1..600))
+        .collect();
+    let mut ops = Vec::new();
+    for (name, &length) in (0..).zip(&sizes) {
+        ops.extend([
+            Op::Create(name),
+            Op::Write(name, Range { offset: 0, length }),
+        ]);
+    }
+    ops.push(Op::Sync);
+    for _ in 0..rng.usize(10..=40) {
+        let file = rng.usize(..sizes.len());
+        let (name, size) = (file as u8, sizes[file]);
+        let whole = Range {
+            offset: BLOCK * rng.u32(..size / BLOCK),
+            length: BLOCK,
+        };
+        ops.push(match rng.u8(..20) {
+            0..3 => {
+                let offset = rng.u32(..size);
+                let length = rng.u32(1..=BLOCK).min(size - offset);
+                Op::Write(name, Range { offset, length })
+            }
+            3..5 => Op::Write(name, whole),
+            5..9 => {
+                let room = size.next_multiple_of(BLOCK) - size;
+                let length = rng.u32(1..=300).min(room);
+                let offset = size;
+                sizes[file] += length;
+                match room {
+                    0 => Op::Write(name, whole),
+                    _ => Op::Write(name, Range { offset, length }),
+                }
+            }
+            9 => Op::Direct(name, whole),
+            10 => Op::Store(name, whole),
+            11..13 => Op::WriteBack(name),
+            13..17 => Op::Fsync(name),
+            _ => Op::Fdatasync(name),
+        });
+    }
+    let threads = vec![ops];
+    Plan { seed, threads }
+}
+
 /// Each operation by itself on files that are durable, then a sync of what it
 /// changed.
 fn singles(sync: impl Fn(u8) -> Op) -> Vec<Op> {
@@ -293,6 +349,22 @@ mod tests {
                 Model::new(plan.seed, thread, ops).unwrap();
                 assert!(ops.iter().any(|op| op.is_sync()) || number > 3);
             }
+        }
+    }
+
+    #[test]
+    fn test_plain_is_valid_and_gives_no_blocks() {
+        for number in 0..300 {
+            let plan = plain(5, number);
+            assert_eq!(plan, plain(5, number));
+            Model::new(plan.seed, 0, &plan.threads[0]).unwrap();
+            assert!(
+                plan.threads[0].iter().all(|op| !matches!(
+                    op,
+                    Op::Allocate(..) | Op::Punch(..) | Op::Truncate(..) | Op::Unlink(_)
+                )),
+                "{number}"
+            );
         }
     }
 

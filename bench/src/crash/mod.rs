@@ -32,6 +32,7 @@ use aios_crash::check::{
     Recording, //
 };
 use aios_crash::mutant::Mutant;
+use aios_crash::recover;
 use aios_crash::shrink::{
     shrink,
     story, //
@@ -41,10 +42,6 @@ use aios_crash::states::{
     Seen,
     State,
     enumerate, //
-};
-use aios_crash::{
-    generate,
-    recover, //
 };
 use explore::{
     Failure,
@@ -68,6 +65,7 @@ use report::{
 };
 use std::fs;
 use std::path::PathBuf;
+use std::slice;
 use std::sync::Arc;
 use std::thread;
 use std::time::{
@@ -329,7 +327,7 @@ impl Run<'_> {
             // Every plan in every mode, one mode after the other.
             let which = (number % modes.len() as u64) as usize;
             let mode = modes[which];
-            let plan = generate::plan(self.args.seed, number / modes.len() as u64);
+            let plan = mode.plan(self.args.seed, number / modes.len() as u64);
             let recording = Arc::new(recorder.record(mode, &plan)?);
             let mut rng = Rng::with_seed(self.args.seed ^ number);
             let limit = usize::try_from(missing)
@@ -353,18 +351,22 @@ impl Run<'_> {
             let fua = recording.history.writes.iter().filter(|write| write.fua);
             part.fua_writes += fua.count() as u64;
             self.report.recordings += 1;
-            if let Some(state) = rng.choice(&states) {
-                samples.push(Sample {
-                    mode,
-                    recording: Arc::clone(&recording),
-                    state: state.clone(),
-                    configuration: first + which,
-                });
-            }
+            let mounted = match mode.is_mounted() {
+                true => states.as_slice(),
+                false => rng.choice(&states).map_or(&[][..], slice::from_ref),
+            };
+            samples.extend(mounted.iter().map(|state| Sample {
+                mode,
+                recording: Arc::clone(&recording),
+                state: state.clone(),
+                configuration: first + which,
+            }));
             if self.kept.len() < MUTATED {
                 self.kept.push(Arc::clone(&recording));
             }
-            pool.put(&recording, &states, first + which)?;
+            if !mode.is_mounted() {
+                pool.put(&recording, &states, first + which)?;
+            }
         }
         self.report.states = self.seen.images() as u64;
         Ok(())
@@ -375,8 +377,10 @@ impl Run<'_> {
         let mut checker = Checker::new(SIZE).map_err(ours)?;
         let mut failures = Vec::new();
         // Enough to have each mode several times, and not all of a long run's.
-        let step = samples.len().div_ceil(40).max(1);
-        for sample in samples.iter().step_by(step) {
+        let (all, some): (Vec<_>, Vec<_>) =
+            samples.iter().partition(|sample| sample.mode.is_mounted());
+        let step = some.len().div_ceil(40).max(1);
+        for sample in all.into_iter().chain(some.into_iter().step_by(step)) {
             interrupt::check()?;
             let image = checker.image(&sample.recording, &sample.state).to_vec();
             let image = recorder.mount(sample.mode, &image)?;

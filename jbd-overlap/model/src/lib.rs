@@ -14,6 +14,7 @@ pub mod build;
 pub mod cache;
 pub mod config;
 pub mod explore;
+pub mod fast;
 pub mod oracle;
 pub mod protocol;
 pub mod recovery;

@@ -162,6 +162,7 @@ const DEBUG: Group = Group {
         ("lbio-raw-reset-under-load", lbio_raw::reset_under_load),
         ("lbio-raw-removal-under-load", lbio_raw::removal_under_load),
         fsync::SURVIVES_A_CRASH,
+        fsync::FAST_COMMITS_SURVIVE,
     ],
     ..PLAIN
 };
