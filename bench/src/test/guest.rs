@@ -7,6 +7,7 @@ mod fsync;
 mod groups;
 mod lbio;
 mod lbio_raw;
+mod lbio_write;
 mod obd;
 mod obd_userspace;
 pub(super) mod race;
