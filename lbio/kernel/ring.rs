@@ -295,7 +295,8 @@ pub unsafe extern "C" fn lbio_ring_alloc(ring: *mut bindings::lbio_ring) -> i32 
 /// the drive's cache. Returns the value for the tail doorbell; -EINVAL for pages that
 /// no command can transfer from, which gives `slot` back.
 ///
-/// Whoever completes the command calls `lbio_wake` with `token`.
+/// Whoever completes the command calls `lbio_wake` with `token`: from here on, as a
+/// broken controller may answer what it was not told yet.
 ///
 /// # Safety
 ///
@@ -326,8 +327,11 @@ pub unsafe extern "C" fn lbio_ring_write(
         ring.slots.release(slot);
         return EINVAL.to_errno();
     };
-    // The command is not in flight yet: nobody has completed it.
-    ring.slots.sleep(slot, token);
+    // The command is not in flight yet: only a broken controller has completed it.
+    if !ring.slots.sleep(slot, token) {
+        ring.slots.release(slot);
+        return EINVAL.to_errno();
+    }
     // SAFETY: By the caller's promise.
     let tail = unsafe { ring.push(Sqe::write(slot, nsid, slba, blocks, prp, fua)) };
     i32::from(tail)

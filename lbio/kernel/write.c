@@ -251,8 +251,9 @@ static bool lbio_send(struct lbio_queue *queue, const struct lbio_ns *ns,
 	struct block_device *bdev = bio->bi_bdev;
 	unsigned int shift = ns->lba_shift - SECTOR_SHIFT;
 	sector_t sector = bio->bi_iter.bi_sector + bdev->bd_start_sect;
-	struct lbio_write *write;
 	int slot, tail = -EINVAL;
+	struct lbio_write *write;
+	unsigned long start;
 
 	spin_lock(&queue->sq_lock);
 	*why = LBIO_EV_STOPPED;
@@ -263,20 +264,24 @@ static bool lbio_send(struct lbio_queue *queue, const struct lbio_ns *ns,
 	if (unlikely(slot < 0))
 		goto unlock;
 	write = lbio_note_write(queue, slot, batch, bio, map);
-	*why = LBIO_EV_NO_PAGE;
+	/* All this before anybody can end the write: then the bio is gone. */
+	atomic_add(LBIO_BATCH_WRITE, &batch->pending);
+	write->start = lbio_acct_begin(bdev, REQ_OP_WRITE, nr * PAGE_SECTORS);
+	start = write->start;
+	blk_cgroup_bio_start(bio);
+	trace_lbio_write_submit(bio, slot, sector);
 	tail = lbio_ring_write(queue->ring, slot,
 			       (unsigned long)write | LBIO_TOKEN_WRITE,
 			       ns->nsid, sector >> shift,
 			       (nr * PAGE_SECTORS) >> shift, map->pages, nr,
 			       bio->bi_opf & REQ_FUA);
-	if (unlikely(tail < 0))
+	if (unlikely(tail < 0)) {
+		*why = LBIO_EV_NO_PAGE;
+		lbio_acct_end(bdev, REQ_OP_WRITE, start);
+		atomic_sub(LBIO_BATCH_WRITE, &batch->pending);
 		goto unlock;
-	/* All this before the doorbell: then the bio may be gone. */
-	atomic_add(LBIO_BATCH_WRITE, &batch->pending);
-	write->start = lbio_acct_begin(bdev, REQ_OP_WRITE, nr * PAGE_SECTORS);
-	blk_cgroup_bio_start(bio);
+	}
 	lbio_watch_slot(queue, slot);
-	trace_lbio_write_submit(bio, slot, sector);
 	queue->sq_doorbell(queue->hw, tail);
 unlock:
 	spin_unlock(&queue->sq_lock);

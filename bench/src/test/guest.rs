@@ -250,6 +250,9 @@ pub(super) fn run(ctx: &Context, suite: &mut Suite) {
     suite.case("guest/fsync-round-trips", || virtual_time::round_trips(ctx));
     suite.case("guest/panic-fails-the-run", || panic_fails_the_run(ctx));
     suite.case("guest/crash-states", || crash_states(ctx));
+    suite.case("guest/crash-states-lbio-writes", || {
+        crash_states_lbio_writes(ctx)
+    });
 }
 
 fn start(ctx: &Context, group: &Group) -> Result<Fixture> {
@@ -304,6 +307,13 @@ fn blank_image(dir: &Path) -> Result<PathBuf> {
 /// broken, and every mutant must be caught.
 fn crash_states(ctx: &Context) -> Result<Outcome> {
     let args = crash::Args::short(CRASH_STATES, Stack::Async, ctx.cache_dir("test/crash")?);
+    crash::check(ctx, &args).map(|()| Outcome::Passed)
+}
+
+/// Fewer of them, with writes around the block layer.
+fn crash_states_lbio_writes(ctx: &Context) -> Result<Outcome> {
+    let out = ctx.cache_dir("test/crash-lbio")?;
+    let args = crash::Args::short(CRASH_STATES / 2, Stack::Async, out).with_lbio_writes();
     crash::check(ctx, &args).map(|()| Outcome::Passed)
 }
 
