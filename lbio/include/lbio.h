@@ -31,6 +31,9 @@ void lbio_ring_free(struct lbio_ring *ring);
 void lbio_ring_reset(struct lbio_ring *ring, u16 sq_id);
 s64 lbio_ring_submit(struct lbio_ring *ring, u32 nsid, u64 slba, u32 blocks,
 		     u64 dma, u32 pages);
+s32 lbio_ring_alloc(struct lbio_ring *ring);
+s32 lbio_ring_write(struct lbio_ring *ring, u16 slot, u64 token, u32 nsid,
+		    u64 slba, u32 blocks, const u64 *pages, u32 nr, bool fua);
 s64 lbio_ring_read_page(struct lbio_ring *ring, struct lbio_chunk_state *chunk,
 			u64 frame, u32 nsid, u64 slba, u32 blocks);
 s32 lbio_ring_reap(struct lbio_ring *ring, struct lbio_queue *queue);

@@ -1,19 +1,22 @@
 /* SPDX-License-Identifier: GPL-2.0 */
 /*
- * LBIO: reads of an NVMe drive without the block layer, over queue pairs that
- * the driver makes beside blk-mq's (block/lbio).
+ * LBIO: reads and writes of an NVMe drive without the block layer, over queue
+ * pairs that the driver makes beside blk-mq's (block/lbio).
  */
 #ifndef _LINUX_LBIO_DEV_H
 #define _LINUX_LBIO_DEV_H
 
 #include <linux/aios.h>
+#include <linux/atomic.h>
 #include <linux/cpumask.h>
 #include <linux/err.h>
 #include <linux/fs.h>
 #include <linux/irqreturn.h>
+#include <linux/jump_label.h>
 #include <linux/lbio.h>
 #include <linux/types.h>
 
+struct bio;
 struct block_device;
 struct block_device_operations;
 struct device;
@@ -22,6 +25,7 @@ struct gendisk;
 struct lbio_dev;
 struct lbio_queue;
 struct page;
+struct task_struct;
 struct vm_fault;
 
 /* Entries of a queue; the submission queue is then one page. */
@@ -117,7 +121,57 @@ enum lbio_result {
 	LBIO_READ_ACCESSED
 };
 
+/**
+ * struct lbio_batch - writes that one task submits, and then waits for
+ * @bdev: where they go, NULL as long as there are none
+ * @queue: all of them were submitted there
+ * @task: who waits
+ * @pending: %LBIO_BATCH_WRITE for each that has not ended, and
+ * %LBIO_BATCH_ASLEEP if @task wants to be woken by the last one
+ * @pages: how many were submitted since @task waited last
+ * @fua: the last one was with FUA
+ * @polled: @queue has no interrupts: @task ends its writes, or the watchdog, late
+ * @unattended: @task may wait for something else before he waits for them
+ */
+struct lbio_batch {
+	struct block_device *bdev;
+	struct lbio_queue *queue;
+	struct task_struct *task;
+	atomic_t pending;
+	unsigned int pages;
+	bool fua;
+	bool polled;
+	bool unattended;
+};
+
+#define LBIO_BATCH_ASLEEP	1
+#define LBIO_BATCH_WRITE	2
+
+/* Begins a batch of the caller's. */
+static inline void lbio_batch_init(struct lbio_batch *batch)
+{
+	batch->bdev = NULL;
+	batch->queue = NULL;
+	batch->task = current;
+	atomic_set(&batch->pending, 0);
+	batch->pages = 0;
+	batch->fua = false;
+	batch->polled = false;
+	batch->unattended = false;
+}
+
 #ifdef CONFIG_AIOS
+
+DECLARE_STATIC_KEY_FALSE(lbio_writes_key);
+
+/* Whether writes may go around the block layer: /sys/kernel/aios/lbio_writes. */
+static inline bool lbio_writes_enabled(void)
+{
+	return static_branch_unlikely(&lbio_writes_key);
+}
+
+bool lbio_write(struct lbio_batch *batch, struct bio *bio);
+void __lbio_batch_wait(struct lbio_batch *batch);
 
 void lbio_set_driver(const struct lbio_driver *driver);
 void lbio_set_fs(const struct lbio_fs *fs);
@@ -147,6 +201,20 @@ int __lbio_read_bdev(struct block_device *bdev, sector_t sector,
 
 #else /* !CONFIG_AIOS */
 
+static inline bool lbio_writes_enabled(void)
+{
+	return false;
+}
+
+static inline bool lbio_write(struct lbio_batch *batch, struct bio *bio)
+{
+	return false;
+}
+
+static inline void __lbio_batch_wait(struct lbio_batch *batch)
+{
+}
+
 static inline enum lbio_result lbio_read_miss(struct kiocb *iocb,
 					      struct address_space *mapping,
 					      pgoff_t index, pgoff_t nr,
@@ -168,6 +236,35 @@ static inline int __lbio_read_bdev(struct block_device *bdev, sector_t sector,
 }
 
 #endif /* !CONFIG_AIOS */
+
+/**
+ * lbio_batch_wait - wait until all writes of a batch have ended
+ * @batch: the batch
+ *
+ * Before @batch goes away, in every case. Spins, then sleeps, uninterruptibly. A
+ * write that failed is then on its way by the ordinary path, and its bio ends when
+ * that one does.
+ */
+static inline void lbio_batch_wait(struct lbio_batch *batch)
+{
+	if (batch->pages)
+		__lbio_batch_wait(batch);
+}
+
+/**
+ * lbio_batch_unattended - say that the task may wait for something else
+ * @batch: his batch
+ *
+ * Before he waits for anything that may in turn wait for the batch's writes, such
+ * as a commit. Waits for those that nobody else would end soon, and lets no more
+ * of them be sent.
+ */
+static inline void lbio_batch_unattended(struct lbio_batch *batch)
+{
+	batch->unattended = true;
+	if (batch->polled)
+		lbio_batch_wait(batch);
+}
 
 /**
  * lbio_read_bdev - read a block device without the block layer

@@ -3,6 +3,7 @@
 #define BLOCK_LBIO_INTERNAL_H
 
 #include <linux/aios.h>
+#include <linux/bio.h>
 #include <linux/blkdev.h>
 #include <linux/cpufeature.h>
 #include <linux/lbio.h>
@@ -10,6 +11,7 @@
 #include <linux/list.h>
 #include <linux/log2.h>
 #include <linux/percpu.h>
+#include <linux/scatterlist.h>
 #include <linux/sched/clock.h>
 #include <linux/spinlock.h>
 #include <linux/types.h>
@@ -43,6 +45,7 @@ void lbio_debugfs(struct dentry *root);
 void lbio_dev_debugfs(struct dentry *root);
 void lbio_io_debugfs(struct dentry *root);
 void lbio_raw_test_debugfs(struct dentry *root);
+void lbio_write_debugfs(struct dentry *root);
 
 /* How many hits in a row nothing is learned from after one that was. */
 #define AIOS_POLL_SKIP	3
@@ -138,14 +141,18 @@ static inline void aios_poll_hit(struct aios_poll *poll)
 }
 
 /**
- * enum lbio_event - what became of reads that LBIO was asked for
+ * enum lbio_event - what became of reads and writes that LBIO was asked for
  * @LBIO_EV_READ: served, of files
  * @LBIO_EV_RAW: served, of block devices, for other drivers
+ * @LBIO_EV_WRITE: written
+ * @LBIO_EV_REWRITE: sent, not written, and left to the ordinary path
  * @LBIO_EV_EARLY: inserted into the page cache before submission
  * @LBIO_EV_SLEPT: slept for
  * @LBIO_EV_KILLED: its reader was killed while he slept
  * @LBIO_EV_NO_DEV: not on a drive of LBIO's
  * @LBIO_EV_SHARED: a scheduler, I/O control or tracing is active
+ * @LBIO_EV_UNFIT: a write that is not of up to eight whole pages, or has to be
+ * treated in a way that LBIO does not know
  * @LBIO_EV_SEQUENTIAL: part of a sequential stream
  * @LBIO_EV_INVALIDATING: truncation or the like is under way
  * @LBIO_EV_UNMAPPED: where the page is, is not known at once
@@ -153,7 +160,7 @@ static inline void aios_poll_hit(struct aios_poll *poll)
  * @LBIO_EV_FROZEN: the request queue is frozen
  * @LBIO_EV_STOPPED: no live queue for this CPU
  * @LBIO_EV_FULL: no free slot
- * @LBIO_EV_NO_PAGE: no mapped page
+ * @LBIO_EV_NO_PAGE: no mapped page, or a page cannot be mapped
  * @LBIO_EV_PRESENT: somebody else inserted the page first
  * @LBIO_EV_NO_MEMORY: the page cache cannot take the page
  * @LBIO_EV_CHANGED: the file was opened for writing meanwhile
@@ -170,11 +177,14 @@ static inline void aios_poll_hit(struct aios_poll *poll)
 enum lbio_event {
 	LBIO_EV_READ,
 	LBIO_EV_RAW,
+	LBIO_EV_WRITE,
+	LBIO_EV_REWRITE,
 	LBIO_EV_EARLY,
 	LBIO_EV_SLEPT,
 	LBIO_EV_KILLED,
 	LBIO_EV_NO_DEV,
 	LBIO_EV_SHARED,
+	LBIO_EV_UNFIT,
 	LBIO_EV_SEQUENTIAL,
 	LBIO_EV_INVALIDATING,
 	LBIO_EV_UNMAPPED,
@@ -211,6 +221,9 @@ static inline void lbio_count(enum lbio_event event)
 /* As many pages as the IOMMU's cache of I/O addresses serves. */
 #define LBIO_CHUNK_PAGES	32
 #define LBIO_CHUNK_ORDER	ilog2(LBIO_CHUNK_PAGES)
+
+/* Classes of sizes of commands: 1, 2 or 3, 4 to 7, 8 pages. */
+#define LBIO_NR_SIZES		(ilog2(LBIO_MAX_PAGES) + 1)
 
 /**
  * struct lbio_chunk - pages that are mapped for DMA together
@@ -277,6 +290,32 @@ static inline struct folio *lbio_folio(const struct lbio_io *io, unsigned int i)
 }
 
 /**
+ * struct lbio_write - a write in flight, at the index of its slot
+ * @next: of those that are complete and about to be ended
+ * @queue: where it was submitted
+ * @batch: the batch of its submitter, who waits
+ * @bio: what is written
+ * @start: when accounting began, in jiffies
+ * @dma: bus address of its pages if @nents is one
+ * @slot: its own
+ * @nents: how many ranges of memory were mapped
+ * @sg: those, if they are several
+ *
+ * Aligned, as its address is a token for lbio_wake().
+ */
+struct lbio_write {
+	struct lbio_write *next;
+	struct lbio_queue *queue;
+	struct lbio_batch *batch;
+	struct bio *bio;
+	unsigned long start;
+	dma_addr_t dma;
+	u16 slot;
+	u8 nents;
+	struct scatterlist sg[LBIO_MAX_PAGES];
+} __aligned(16);
+
+/**
  * struct lbio_queue - a queue pair, its pool of pages, and its watchdog
  * @dev: its controller
  * @hw: the driver's part
@@ -294,11 +333,16 @@ static inline struct folio *lbio_folio(const struct lbio_io *io, unsigned int i)
  * @next: pages to take after those, or NULL
  * @full: chunks that have no pages to take, and are not unmapped yet
  * @poll: what is known of waits for reads of 1, 2 or 3, 4 to 7, 8 pages
+ * @write_poll: the same for writes, without and with FUA
  * @started: when each slot's command was submitted, in jiffies
  * @tick: finds lost interrupts, lost commands and old chunks
  * @orphaned: slots whose readers were killed, as bits
  * @orphans: their reads
  * @orphan_work: ends those that are complete
+ * @writes: the write of each slot that has one
+ * @written: writes that are complete; only while @cq_lock is held
+ * @rewrites: bios whose writes failed, for the ordinary path
+ * @rewrite_work: submits them
  * @sq_lock: protects submission, and all above that changes; taken in process
  * context only
  * @cq_lock: protects completion; taken with interrupts disabled, inside @sq_lock
@@ -318,15 +362,20 @@ struct lbio_queue {
 	struct lbio_chunk *chunk;
 	struct lbio_chunk *next;
 	struct list_head full;
-	struct aios_poll_slot poll[ilog2(LBIO_MAX_PAGES) + 1];
+	struct aios_poll_slot poll[LBIO_NR_SIZES];
+	struct aios_poll_slot write_poll[2][LBIO_NR_SIZES];
 	unsigned long started[LBIO_SLOTS];
 	struct delayed_work tick;
 	unsigned long orphaned;
 	struct lbio_io *orphans;
 	struct work_struct orphan_work;
+	struct lbio_write *writes;
+	struct work_struct rewrite_work;
 	spinlock_t sq_lock; /* submission and pool */
 	/* completion */
 	spinlock_t cq_lock ____cacheline_aligned_in_smp;
+	struct lbio_write *written;
+	struct bio_list rewrites;
 };
 
 /**
@@ -338,6 +387,7 @@ struct lbio_queue {
  * @timeout: time for a command, in jiffies
  * @lazy: the IOMMU, if it translates, may be told late that a mapping is gone
  * @scatter: it puts single pages side by side
+ * @workqueue: submits what the ordinary path has to write again
  * @shrinker: gives pages back when memory is short, or NULL
  * @list: in the list of all devices
  * @map: each CPU's queue, or NULL
@@ -352,6 +402,7 @@ struct lbio_dev {
 	unsigned int timeout;
 	bool lazy;
 	bool scatter;
+	struct workqueue_struct *workqueue;
 	struct shrinker *shrinker;
 	struct list_head list;
 	struct lbio_queue *__percpu *map;
@@ -359,17 +410,24 @@ struct lbio_dev {
 	struct lbio_queue queues[] __counted_by(nr_queues);
 };
 
+/* Shortest and longest sleep of who waits for a queue without interrupts, in us. */
+#define LBIO_NAP_MIN	20
+#define LBIO_NAP_MAX	1000
+
 void lbio_reap(struct lbio_queue *queue);
 void lbio_start_tick(struct lbio_queue *queue);
 
 /* lbio_wake() has a token of a queue's, not of a task's: wake its worker. */
 #define LBIO_TOKEN_QUEUE	4
+/* It has one of a write's: end it. */
+#define LBIO_TOKEN_WRITE	8
 
-void lbio_start_acct(struct lbio_io *io);
 int lbio_wait(struct lbio_io *io);
 bool lbio_wait_raw(struct lbio_io *io);
 void lbio_put_pages(struct lbio_io *io, unsigned int nr);
 void lbio_orphan_work(struct work_struct *work);
+void lbio_end_writes(struct lbio_write *write);
+void lbio_rewrite_work(struct work_struct *work);
 
 extern struct lbio_driver lbio_driver;
 extern struct lbio_fs lbio_fs;

@@ -41,15 +41,23 @@ static DEFINE_MUTEX(lbio_devs_lock);
  * Wakes the owner of a slot. He may be on his way already, even exit: tasks are
  * freed after a grace period, and interrupts are disabled here. If he was killed
  * the slot is the queue's, whose work must not wait for memory: its pages are
- * locked, and a reset of the drive that memory is written to waits for it.
+ * locked, and a reset of the drive that memory is written to waits for it. A write
+ * has no owner: it is ended when the lock that protects completion is released.
  */
 void lbio_wake(u64 token)
 {
 	struct lbio_queue *queue;
+	struct lbio_write *write;
 
 	if (token & LBIO_TOKEN_QUEUE) {
 		queue = (void *)(unsigned long)(token & ~LBIO_TOKEN_QUEUE);
 		kblockd_schedule_work(&queue->orphan_work);
+		return;
+	}
+	if (token & LBIO_TOKEN_WRITE) {
+		write = (void *)(unsigned long)(token & ~LBIO_TOKEN_WRITE);
+		write->next = write->queue->written;
+		write->queue->written = write;
 		return;
 	}
 	wake_up_process((struct task_struct *)(unsigned long)token);
@@ -74,19 +82,34 @@ static bool __lbio_reap(struct lbio_queue *queue)
 	return true;
 }
 
+/* Takes the writes that are complete, for lbio_end_writes(). */
+static struct lbio_write *lbio_take_written(struct lbio_queue *queue)
+	__must_hold(&queue->cq_lock)
+{
+	struct lbio_write *written = queue->written;
+
+	if (unlikely(written))
+		queue->written = NULL;
+	return written;
+}
+
 /*
  * Completes what is complete, unless somebody else is just doing so, or the
  * controller is being disabled: what it left then is for lbio_dev_cancel().
  */
 void lbio_reap(struct lbio_queue *queue)
 {
+	struct lbio_write *written;
 	unsigned long flags;
 
 	if (!spin_trylock_irqsave(&queue->cq_lock, flags))
 		return;
 	if (queue->live)
 		__lbio_reap(queue);
+	written = lbio_take_written(queue);
 	spin_unlock_irqrestore(&queue->cq_lock, flags);
+	if (unlikely(written))
+		lbio_end_writes(written);
 }
 
 /**
@@ -103,11 +126,15 @@ void lbio_reap(struct lbio_queue *queue)
 irqreturn_t lbio_irq(int irq, void *data)
 {
 	struct lbio_queue *queue = data;
+	struct lbio_write *written;
 	unsigned long flags;
 
 	spin_lock_irqsave(&queue->cq_lock, flags);
 	__lbio_reap(queue);
+	written = lbio_take_written(queue);
 	spin_unlock_irqrestore(&queue->cq_lock, flags);
+	if (unlikely(written))
+		lbio_end_writes(written);
 	return IRQ_HANDLED;
 }
 EXPORT_SYMBOL_GPL(lbio_irq);
@@ -207,10 +234,13 @@ struct lbio_dev *lbio_dev_alloc(struct device *dma_dev, const char *name,
 	if (!dev)
 		return NULL;
 	dev->map = alloc_percpu(struct lbio_queue *);
-	if (!dev->map) {
-		kvfree(dev);
-		return NULL;
-	}
+	if (!dev->map)
+		goto free_dev;
+	/* What is written again may be what memory is waited for. */
+	dev->workqueue = alloc_workqueue("lbio-%s", WQ_MEM_RECLAIM | WQ_UNBOUND,
+					 0, name);
+	if (!dev->workqueue)
+		goto free_map;
 	dev->dma_dev = dma_dev;
 	dev->name = name;
 	dev->ops = ops;
@@ -226,12 +256,20 @@ struct lbio_dev *lbio_dev_alloc(struct device *dma_dev, const char *name,
 		INIT_LIST_HEAD(&queue->full);
 		INIT_DELAYED_WORK(&queue->tick, lbio_tick);
 		INIT_WORK(&queue->orphan_work, lbio_orphan_work);
+		INIT_WORK(&queue->rewrite_work, lbio_rewrite_work);
+		bio_list_init(&queue->rewrites);
 	}
 	lbio_pool_add_shrinker(dev);
 	mutex_lock(&lbio_devs_lock);
 	list_add_tail(&dev->list, &lbio_devs);
 	mutex_unlock(&lbio_devs_lock);
 	return dev;
+
+free_map:
+	free_percpu(dev->map);
+free_dev:
+	kvfree(dev);
+	return NULL;
 }
 EXPORT_SYMBOL_GPL(lbio_dev_alloc);
 
@@ -257,14 +295,18 @@ void lbio_dev_free(struct lbio_dev *dev)
 			continue;
 		/* No read is left; its worker may be on the way out. */
 		flush_work(&queue->orphan_work);
+		/* Nor is a write; bios that are left go to disks that are dead. */
+		flush_work(&queue->rewrite_work);
 		cancel_delayed_work_sync(&queue->tick);
 		lbio_pool_drain(queue);
 		WARN_ON_ONCE(!list_empty(&queue->full));
 		lbio_ring_free(queue->ring);
+		kfree(queue->writes);
 		kfree(queue->orphans);
 		dma_free_coherent(dev->dma_dev, PAGE_SIZE, queue->lists,
 				  queue->lists_dma);
 	}
+	destroy_workqueue(dev->workqueue);
 	free_percpu(dev->map);
 	kvfree(dev);
 }
@@ -294,10 +336,13 @@ int lbio_queue_init(struct lbio_dev *dev, unsigned int index, void *sqes,
 				 GFP_KERNEL);
 	if (!queue->orphans)
 		return -ENOMEM;
+	queue->writes = kcalloc(LBIO_SLOTS, sizeof(*queue->writes), GFP_KERNEL);
+	if (!queue->writes)
+		goto free_orphans;
 	queue->lists = dma_alloc_coherent(dev->dma_dev, PAGE_SIZE,
 					  &queue->lists_dma, GFP_KERNEL);
 	if (!queue->lists)
-		goto free_orphans;
+		goto free_writes;
 	queue->ring = lbio_ring_new(sqes, cqes, queue->lists, queue->lists_dma,
 				    depth);
 	if (!queue->ring)
@@ -307,6 +352,8 @@ int lbio_queue_init(struct lbio_dev *dev, unsigned int index, void *sqes,
 free_lists:
 	dma_free_coherent(dev->dma_dev, PAGE_SIZE, queue->lists,
 			  queue->lists_dma);
+free_writes:
+	kfree(queue->writes);
 free_orphans:
 	kfree(queue->orphans);
 	return -ENOMEM;
@@ -384,7 +431,7 @@ static void lbio_queue_set_live(struct lbio_queue *queue, bool live)
 }
 
 /**
- * lbio_dev_start - let reads through
+ * lbio_dev_start - let reads and writes through
  * @dev: the device
  * @nr_queues: how many of its queues the controller knows, the first ones
  * @timeout: time for a command, in jiffies
@@ -403,7 +450,7 @@ void lbio_dev_start(struct lbio_dev *dev, unsigned int nr_queues,
 EXPORT_SYMBOL_GPL(lbio_dev_start);
 
 /**
- * lbio_dev_stop - let no more reads through
+ * lbio_dev_stop - let no more reads and writes through
  * @dev: the device, started or not
  *
  * On return no doorbell is being written, nor will one be but by lbio_irq().
@@ -424,10 +471,11 @@ EXPORT_SYMBOL_GPL(lbio_dev_stop);
  * @dev: the device; stopped, its interrupts freed, the controller disabled
  *
  * What the controller did complete is complete, anything else fails, and is
- * read again by the ordinary path.
+ * read or written again by the ordinary path.
  */
 void lbio_dev_cancel(struct lbio_dev *dev)
 {
+	struct lbio_write *written;
 	unsigned int i;
 
 	for (i = 0; i < dev->nr_queues; i++) {
@@ -438,7 +486,9 @@ void lbio_dev_cancel(struct lbio_dev *dev)
 		spin_lock_irq(&queue->cq_lock);
 		lbio_ring_reap(queue->ring, queue);
 		lbio_ring_cancel(queue->ring);
+		written = lbio_take_written(queue);
 		spin_unlock_irq(&queue->cq_lock);
+		lbio_end_writes(written);
 	}
 }
 EXPORT_SYMBOL_GPL(lbio_dev_cancel);
@@ -447,7 +497,8 @@ EXPORT_SYMBOL_GPL(lbio_dev_cancel);
 static int lbio_memory_show(struct seq_file *m, void *unused)
 {
 	size_t fixed = sizeof(struct lbio_queue) + lbio_ring_bytes() +
-		       LBIO_SLOTS * sizeof(struct lbio_io);
+		       LBIO_SLOTS * (sizeof(struct lbio_io) +
+				     sizeof(struct lbio_write));
 	size_t entries = LBIO_QUEUE_DEPTH * (64 + 16);
 	struct lbio_dev *dev;
 	unsigned int i;

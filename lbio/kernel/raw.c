@@ -58,18 +58,6 @@ static bool lbio_is_dirty(const struct address_space *mapping)
 	return READ_ONCE(mapping->i_pages.xa_flags) & marks;
 }
 
-/* Whether @nr pages from @sector on are whole logical blocks of the device. */
-static bool lbio_is_inside(struct block_device *bdev, u8 lba_shift,
-			   sector_t sector, unsigned int nr)
-{
-	sector_t mask = (1 << (lba_shift - SECTOR_SHIFT)) - 1;
-	sector_t size = bdev_nr_sectors(bdev);
-
-	return nr * PAGE_SECTORS <= size &&
-	       sector <= size - nr * PAGE_SECTORS &&
-	       !((bdev->bd_start_sect + sector) & mask);
-}
-
 /* Has the reference to the queue's usage counter, and gives it back if it fails. */
 static bool lbio_start_raw(struct lbio_io *io, const struct lbio_ns *ns,
 			   sector_t sector, unsigned int nr,

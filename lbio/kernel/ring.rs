@@ -22,7 +22,6 @@ use kernel::sync::barrier::{
 use lbio_core::chunk::Chunk;
 use lbio_core::nvme::{
     Cqe,
-    Prp,
     Sqe, //
 };
 use lbio_core::prp::{
@@ -163,27 +162,41 @@ pub unsafe extern "C" fn lbio_ring_reset(ring: *mut bindings::lbio_ring, sq_id: 
 }
 
 impl Ring {
-    /// Puts a read by `slot` into the submission queue. Returns the value for the
-    /// tail doorbell.
+    /// Puts a command by one of the caller's slots into the submission queue. Returns
+    /// the value for the tail doorbell.
     ///
     /// # Safety
     ///
-    /// Nobody else may be using the submission half, and `slot` must be the
-    /// caller's, who is to ring the doorbell.
+    /// Nobody else may be using the submission half, and the caller is to ring the
+    /// doorbell.
     #[inline(always)]
-    unsafe fn push(&self, slot: u16, nsid: u32, slba: u64, blocks: u32, prp: Prp) -> u16 {
+    unsafe fn push(&self, sqe: Sqe) -> u16 {
         // SAFETY: By the caller's promise nobody else uses this half.
         let (at, tail) = unsafe { &mut *self.submission.get() }.push();
         // SAFETY: By the type invariant; `at` is below `depth`, and the controller
         // has fetched what was there, as there are fewer slots than entries. It
         // does not look before the doorbell is written.
         unsafe {
-            ptr::write(
-                self.sqes.add(usize::from(at)),
-                Sqe::read(slot, nsid, slba, blocks, prp),
-            );
+            ptr::write(self.sqes.add(usize::from(at)), sqe);
         }
         tail
+    }
+
+    /// The list of `slot`, whose command is not in flight yet, and the bus address
+    /// where the device finds it.
+    ///
+    /// # Safety
+    ///
+    /// `slot` must be the caller's.
+    #[inline(always)]
+    #[allow(clippy::mut_from_ref)]
+    unsafe fn list(&self, slot: u16) -> (&mut [u64], u64) {
+        let index = usize::from(slot);
+        // SAFETY: By the type invariant; there is a list for each slot. The
+        // device reads those of commands in flight, and this one is not yet.
+        let list = unsafe { &mut *self.lists.add(index) };
+        let offset = (index * size_of::<List>()) as u64;
+        (list.entries(), self.lists_dma.wrapping_add(offset))
     }
 }
 
@@ -223,7 +236,7 @@ pub unsafe extern "C" fn lbio_ring_read_page(
     let index = page.index();
     page.take();
     // SAFETY: By the caller's promise; the slot is new.
-    let tail = unsafe { ring.push(slot, nsid, slba, blocks, prp) };
+    let tail = unsafe { ring.push(Sqe::read(slot, nsid, slba, blocks, prp)) };
     i64::from(slot) | i64::from(tail) << 16 | i64::from(index) << 32
 }
 
@@ -252,21 +265,76 @@ pub unsafe extern "C" fn lbio_ring_submit(
     let Some(slot) = ring.slots.alloc() else {
         return i64::from(EBUSY.to_errno());
     };
-    let list = || {
-        let index = usize::from(slot);
-        // SAFETY: By the type invariant; there is a list for each slot. The
-        // device reads those of commands in flight, and this one is not yet.
-        let list = unsafe { &mut *ring.lists.add(index) };
-        let offset = (index * size_of::<List>()) as u64;
-        (list.entries(), ring.lists_dma.wrapping_add(offset))
-    };
+    // SAFETY: The slot is new.
+    let list = || unsafe { ring.list(slot) };
     let Ok(prp) = prp::build(dma, pages, list) else {
         ring.slots.release(slot);
         return i64::from(EINVAL.to_errno());
     };
     // SAFETY: By the caller's promise; the slot is new.
-    let tail = unsafe { ring.push(slot, nsid, slba, blocks, prp) };
+    let tail = unsafe { ring.push(Sqe::read(slot, nsid, slba, blocks, prp)) };
     i64::from(slot) | i64::from(tail) << 16
+}
+
+/// Takes a slot, for `lbio_ring_write`: -EBUSY if all are in use.
+///
+/// # Safety
+///
+/// `ring` must be valid.
+#[export]
+pub unsafe extern "C" fn lbio_ring_alloc(ring: *mut bindings::lbio_ring) -> i32 {
+    // SAFETY: By the caller's promise.
+    match unsafe { &*ring.cast::<Ring>() }.slots.alloc() {
+        Some(slot) => i32::from(slot),
+        None => EBUSY.to_errno(),
+    }
+}
+
+/// Puts a write of `blocks` logical blocks to `slba` of namespace `nsid`, from the
+/// `nr` pages at the bus addresses `pages`, into the submission queue; with `fua` past
+/// the drive's cache. Returns the value for the tail doorbell; -EINVAL for pages that
+/// no command can transfer from, which gives `slot` back.
+///
+/// Whoever completes the command calls `lbio_wake` with `token`: from here on, as a
+/// broken controller may answer what it was not told yet.
+///
+/// # Safety
+///
+/// `ring` must be valid, and nobody else submitting to it; `slot` from
+/// `lbio_ring_alloc`, and `token` something that `lbio_wake` takes. There must be `nr`
+/// addresses at `pages`, of memory that is mapped for the device until the command is
+/// complete.
+#[export]
+#[allow(clippy::too_many_arguments)]
+pub unsafe extern "C" fn lbio_ring_write(
+    ring: *mut bindings::lbio_ring,
+    slot: u16,
+    token: u64,
+    nsid: u32,
+    slba: u64,
+    blocks: u32,
+    pages: *const u64,
+    nr: u32,
+    fua: bool,
+) -> i32 {
+    // SAFETY: By the caller's promise.
+    let ring = unsafe { &*ring.cast::<Ring>() };
+    // SAFETY: By the caller's promise.
+    let pages = unsafe { core::slice::from_raw_parts(pages, nr as usize) };
+    // SAFETY: The slot is the caller's.
+    let list = || unsafe { ring.list(slot) };
+    let (Ok(prp), Some(token)) = (prp::gather(pages, list), Token::new(token)) else {
+        ring.slots.release(slot);
+        return EINVAL.to_errno();
+    };
+    // The command is not in flight yet: only a broken controller has completed it.
+    if !ring.slots.sleep(slot, token) {
+        ring.slots.release(slot);
+        return EINVAL.to_errno();
+    }
+    // SAFETY: By the caller's promise.
+    let tail = unsafe { ring.push(Sqe::write(slot, nsid, slba, blocks, prp, fua)) };
+    i32::from(tail)
 }
 
 /// Completes the slots that there are completions for, waking who sleeps on
@@ -290,7 +358,7 @@ pub unsafe extern "C" fn lbio_ring_reap(
     let taken = completion.reap(
         &memory,
         &ring.slots,
-        // SAFETY: The token is one that `lbio_ring_sleep` was given.
+        // SAFETY: The token is one that `lbio_ring_sleep` or `lbio_ring_write` was given.
         |token| unsafe { bindings::lbio_wake(token.get()) },
         |bad| {
             let cqe = bad.cqe;
@@ -374,7 +442,7 @@ pub unsafe extern "C" fn lbio_ring_cancel(ring: *mut bindings::lbio_ring) {
     // SAFETY: By the caller's promise.
     let ring = unsafe { &*ring.cast::<Ring>() };
     ring.slots
-        // SAFETY: The token is one that `lbio_ring_sleep` was given.
+        // SAFETY: The token is one that `lbio_ring_sleep` or `lbio_ring_write` was given.
         .cancel(|token| unsafe { bindings::lbio_wake(token.get()) });
 }
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * What became of reads that LBIO was asked for: /sys/kernel/debug/aios/lbio.
+ * What became of reads and writes that LBIO was asked for: /sys/kernel/debug/aios/lbio.
  */
 
 #include <linux/debugfs.h>
@@ -13,11 +13,14 @@ DEFINE_PER_CPU(u64[LBIO_NR_EVENTS], lbio_events);
 const char *const lbio_event_names[LBIO_NR_EVENTS] = {
 	[LBIO_EV_READ] = "read",
 	[LBIO_EV_RAW] = "raw",
+	[LBIO_EV_WRITE] = "write",
+	[LBIO_EV_REWRITE] = "rewrite",
 	[LBIO_EV_EARLY] = "early",
 	[LBIO_EV_SLEPT] = "slept",
 	[LBIO_EV_KILLED] = "killed",
 	[LBIO_EV_NO_DEV] = "no_dev",
 	[LBIO_EV_SHARED] = "shared",
+	[LBIO_EV_UNFIT] = "unfit",
 	[LBIO_EV_SEQUENTIAL] = "sequential",
 	[LBIO_EV_INVALIDATING] = "invalidating",
 	[LBIO_EV_UNMAPPED] = "unmapped",

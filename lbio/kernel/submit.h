@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0 */
 /*
- * Sending a read: what reads of files (read.c) and of block devices (raw.c) have
- * in common, and inlined.
+ * Sending a command: what reads of files (read.c) and of block devices (raw.c), and
+ * writes (write.c), have in common, and inlined.
  */
 #ifndef BLOCK_LBIO_SUBMIT_H
 #define BLOCK_LBIO_SUBMIT_H
@@ -9,8 +9,12 @@
 #include <linux/blkdev.h>
 #include <linux/cpuset.h>
 #include <linux/mm.h>
+#include <linux/part_stat.h>
 #include <linux/sched.h>
+#include <linux/task_io_accounting_ops.h>
+#include <linux/vmstat.h>
 
+#include "../blk.h"
 #include "../blk-rq-qos.h"
 #include "internal.h"
 #include "trace.h"
@@ -35,31 +39,50 @@ static inline bool lbio_is_watched(struct request_queue *q)
 }
 
 /*
- * Whether the drive takes a read of @nr pages of @io's block device, and if so
- * its namespace and queue; else why not.
+ * The controller of @bdev's drive, with a reference to the usage counter of its
+ * request queue, or NULL and why not.
  *
- * From here on reset, removal and reformatting wait for the read, which must
- * therefore not wait for other I/O of the drive, as reclaim may: what allocates
- * does without it (NOIO). lbio_exit_queue() ends that.
+ * From here on reset, removal and reformatting wait for the command, whose sender
+ * must therefore not wait for other I/O of the drive, as reclaim may: what
+ * allocates does without it (NOIO). lbio_exit_queue() ends that.
  */
-static __always_inline bool lbio_enter_queue(struct lbio_io *io,
-					     const struct lbio_ns **ns,
-					     pgoff_t nr, enum lbio_event *why)
+static __always_inline struct lbio_dev *
+lbio_enter_dev(struct block_device *bdev, const struct lbio_ns **ns,
+	       enum lbio_event *why)
 {
-	struct request_queue *q = bdev_get_queue(io->bdev);
+	struct request_queue *q = bdev_get_queue(bdev);
 	struct lbio_dev *dev;
 
 	*why = LBIO_EV_FROZEN;
 	if (unlikely(!percpu_ref_tryget_live(&q->q_usage_counter)))
-		return false;
+		return NULL;
 	*why = LBIO_EV_NO_DEV;
-	dev = lbio_find_ns(io->bdev, ns);
+	dev = lbio_find_ns(bdev, ns);
 	if (!dev)
 		goto exit_queue;
 	*why = LBIO_EV_SHARED;
 	if (unlikely(lbio_is_watched(q)))
 		goto exit_queue;
 	*why = LBIO_EV_STOPPED;
+	return dev;
+
+exit_queue:
+	lbio_exit_queue(bdev);
+	return NULL;
+}
+
+/*
+ * Whether the drive takes a read of @nr pages of @io's block device, and if so
+ * its namespace and queue; else why not. lbio_exit_queue() ends it.
+ */
+static __always_inline bool lbio_enter_queue(struct lbio_io *io,
+					     const struct lbio_ns **ns,
+					     pgoff_t nr, enum lbio_event *why)
+{
+	struct lbio_dev *dev = lbio_enter_dev(io->bdev, ns, why);
+
+	if (!dev)
+		return false;
 	io->queue = raw_cpu_read(*dev->map);
 	if (unlikely(!io->queue))
 		goto exit_queue;
@@ -74,7 +97,19 @@ exit_queue:
 	return false;
 }
 
-/* How many of @nr pages from @sector on one command may read; one at least. */
+/* Whether @nr pages from @sector on are whole logical blocks of the device. */
+static inline bool lbio_is_inside(struct block_device *bdev, u8 lba_shift,
+				  sector_t sector, unsigned int nr)
+{
+	sector_t mask = (1 << (lba_shift - SECTOR_SHIFT)) - 1;
+	sector_t size = bdev_nr_sectors(bdev);
+
+	return nr * PAGE_SECTORS <= size &&
+	       sector <= size - nr * PAGE_SECTORS &&
+	       !((bdev->bd_start_sect + sector) & mask);
+}
+
+/* How many of @nr pages from @sector on one command may transfer; at least one. */
 static inline unsigned int lbio_limit(struct block_device *bdev,
 				      sector_t sector, pgoff_t nr)
 {
@@ -90,6 +125,44 @@ static inline unsigned int lbio_limit(struct block_device *bdev,
 							sector,
 							lim->chunk_sectors));
 	return clamp(sectors / PAGE_SECTORS, 1, nr);
+}
+
+/*
+ * Accounting, as blk-mq's, but that it counts a command when it is sent: what is
+ * left for the end is what must be there, and the time if there was any. Returns
+ * when it began.
+ */
+static __always_inline unsigned long lbio_acct_begin(struct block_device *bdev,
+						     enum req_op op,
+						     unsigned int sectors)
+{
+	const int group = op_stat_group(op);
+	unsigned long now = READ_ONCE(jiffies);
+
+	part_stat_lock();
+	/* Else somebody did, for the whole device, too. */
+	if (unlikely(READ_ONCE(bdev->bd_stamp) != now))
+		update_io_ticks(bdev, now, false);
+	bdev_inc_in_flight(bdev, op);
+	part_stat_inc(bdev, ios[group]);
+	part_stat_add(bdev, sectors[group], sectors);
+	part_stat_unlock();
+	return now;
+}
+
+static __always_inline void lbio_acct_end(struct block_device *bdev,
+					  enum req_op op, unsigned long start)
+{
+	unsigned long now = READ_ONCE(jiffies);
+
+	part_stat_lock();
+	if (unlikely(now != start)) {
+		update_io_ticks(bdev, now, true);
+		part_stat_add(bdev, nsecs[op_stat_group(op)],
+			      jiffies_to_nsecs(now - start));
+	}
+	bdev_dec_in_flight(bdev, op);
+	part_stat_unlock();
 }
 
 /* Tasks may have asked for pages of other nodes than the pool's. */
@@ -167,17 +240,22 @@ none:
 	return false;
 }
 
+/* The watchdog looks after the command in @slot from now on. */
+static __always_inline void lbio_watch_slot(struct lbio_queue *queue, u16 slot)
+	__must_hold(&queue->sq_lock)
+{
+	queue->started[slot] = jiffies;
+	if (unlikely(!queue->ticking))
+		lbio_start_tick(queue);
+}
+
 /* Notes that the drive was told of the read in @slot. */
 static __always_inline void lbio_note_slot(struct lbio_io *io, u16 slot,
 					   sector_t sector)
 	__must_hold(&io->queue->sq_lock)
 {
-	struct lbio_queue *queue = io->queue;
-
 	io->slot = slot;
-	queue->started[slot] = jiffies;
-	if (unlikely(!queue->ticking))
-		lbio_start_tick(queue);
+	lbio_watch_slot(io->queue, slot);
 	trace_lbio_submit(io, sector);
 }
 
@@ -254,7 +332,11 @@ static __always_inline bool lbio_submit_pages(struct lbio_io *io,
 /* What is left to do while the drive works. */
 static __always_inline void lbio_sent(struct lbio_io *io)
 {
-	lbio_start_acct(io);
+	unsigned int sectors = io->nr * PAGE_SECTORS;
+
+	io->start = lbio_acct_begin(io->bdev, REQ_OP_READ, sectors);
+	task_io_account_read(io->nr << PAGE_SHIFT);
+	count_vm_events(PGPGIN, sectors);
 	if (unlikely(!list_empty_careful(&io->queue->full)))
 		lbio_pool_unmap_idle(io->queue);
 	if (unlikely(io->low))

@@ -13,6 +13,7 @@
 #include <linux/init.h>
 #include <linux/kobject.h>
 #include <linux/kstrtox.h>
+#include <linux/lbio_dev.h>
 #include <linux/sysfs.h>
 #include <linux/time64.h>
 
@@ -73,8 +74,36 @@ static ssize_t poll_max_ns_store(struct kobject *kobj,
 
 static struct kobj_attribute poll_max_ns_attr = __ATTR_RW(poll_max_ns);
 
+static ssize_t lbio_writes_show(struct kobject *kobj,
+				struct kobj_attribute *attr, char *buf)
+{
+	return sysfs_emit(buf, "%d\n", static_key_enabled(&lbio_writes_key));
+}
+
+static ssize_t lbio_writes_store(struct kobject *kobj,
+				 struct kobj_attribute *attr, const char *buf,
+				 size_t count)
+{
+	bool on;
+	int error;
+
+	error = kstrtobool(buf, &on);
+	if (error)
+		return error;
+
+	/* What was sent is waited for in any case. */
+	if (on)
+		static_branch_enable(&lbio_writes_key);
+	else
+		static_branch_disable(&lbio_writes_key);
+	return count;
+}
+
+static struct kobj_attribute lbio_writes_attr = __ATTR_RW(lbio_writes);
+
 static struct attribute *aios_attrs[] = {
 	&enabled_attr.attr,
+	&lbio_writes_attr.attr,
 	&poll_max_ns_attr.attr,
 	NULL,
 };
@@ -104,6 +133,7 @@ static int __init aios_init(void)
 	lbio_debugfs(root);
 	lbio_dev_debugfs(root);
 	lbio_io_debugfs(root);
+	lbio_write_debugfs(root);
 	if (IS_ENABLED(CONFIG_AIOS_KUNIT_TEST))
 		lbio_raw_test_debugfs(root);
 	return 0;

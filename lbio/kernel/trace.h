@@ -5,6 +5,7 @@
 #if !defined(BLOCK_LBIO_TRACE_H) || defined(TRACE_HEADER_MULTI_READ)
 #define BLOCK_LBIO_TRACE_H
 
+#include <linux/bio.h>
 #include <linux/tracepoint.h>
 
 #include "internal.h"
@@ -87,6 +88,65 @@ TRACE_EVENT(lbio_raw_fallback,
 	    TP_printk("%d,%d sector %llu: %s",
 		      MAJOR(__entry->dev), MINOR(__entry->dev),
 		      (unsigned long long)__entry->sector, __get_str(reason))
+);
+
+/* The drive was told of a write; from the beginning of the drive. */
+TRACE_EVENT(lbio_write_submit,
+	    TP_PROTO(const struct bio *bio, u16 slot, sector_t sector),
+	    TP_ARGS(bio, slot, sector),
+	    TP_STRUCT__entry(__field(dev_t, dev)
+			     __field(u16, slot)
+			     __field(bool, fua)
+			     __field(unsigned int, sectors)
+			     __field(sector_t, sector)
+	    ),
+	    TP_fast_assign(__entry->dev = bio_dev(bio);
+			   __entry->slot = slot;
+			   __entry->fua = bio->bi_opf & REQ_FUA;
+			   __entry->sectors = bio_sectors(bio);
+			   __entry->sector = sector;
+	    ),
+	    TP_printk("%d,%d slot %u sector %llu + %u%s",
+		      MAJOR(__entry->dev), MINOR(__entry->dev), __entry->slot,
+		      (unsigned long long)__entry->sector, __entry->sectors,
+		      __entry->fua ? " FUA" : "")
+);
+
+/* Its answer was seen. Unless the status is 0 the ordinary path writes again. */
+TRACE_EVENT(lbio_write_complete,
+	    TP_PROTO(const struct bio *bio, u16 slot, int status),
+	    TP_ARGS(bio, slot, status),
+	    TP_STRUCT__entry(__field(dev_t, dev)
+			     __field(u16, slot)
+			     __field(int, status)
+	    ),
+	    TP_fast_assign(__entry->dev = bio_dev(bio);
+			   __entry->slot = slot;
+			   __entry->status = status;
+	    ),
+	    TP_printk("%d,%d slot %u status %#x",
+		      MAJOR(__entry->dev), MINOR(__entry->dev), __entry->slot,
+		      __entry->status)
+);
+
+/* The ordinary path has to write; why as in debugfs. */
+TRACE_EVENT(lbio_write_fallback,
+	    TP_PROTO(const struct bio *bio, enum lbio_event reason),
+	    TP_ARGS(bio, reason),
+	    TP_STRUCT__entry(__field(dev_t, dev)
+			     __field(unsigned int, sectors)
+			     __field(sector_t, sector)
+			     __string(reason, lbio_event_names[reason])
+	    ),
+	    TP_fast_assign(__entry->dev = bio_dev(bio);
+			   __entry->sectors = bio_sectors(bio);
+			   __entry->sector = bio->bi_iter.bi_sector;
+			   __assign_str(reason);
+	    ),
+	    TP_printk("%d,%d sector %llu + %u: %s",
+		      MAJOR(__entry->dev), MINOR(__entry->dev),
+		      (unsigned long long)__entry->sector, __entry->sectors,
+		      __get_str(reason))
 );
 
 #endif /* BLOCK_LBIO_TRACE_H */

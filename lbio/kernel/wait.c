@@ -29,24 +29,17 @@
 #include <linux/mm.h>
 #include <linux/mmap_lock.h>
 #include <linux/pagemap.h>
-#include <linux/part_stat.h>
 #include <linux/psi.h>
 #include <linux/sched.h>
 #include <linux/sched/clock.h>
 #include <linux/sched/signal.h>
 #include <linux/sched/stat.h>
-#include <linux/task_io_accounting_ops.h>
-#include <linux/vmstat.h>
 
-#include "../blk.h"
 #include "internal.h"
+#include "submit.h"
 
 #define CREATE_TRACE_POINTS
 #include "trace.h"
-
-/* Shortest and longest sleep of a reader of a queue without interrupts, in us. */
-#define LBIO_NAP_MIN	20
-#define LBIO_NAP_MAX	1000
 
 /* Status of a read that was made to fail: unrecovered read error. */
 #define LBIO_INJECTED	0x281
@@ -57,43 +50,6 @@ static DECLARE_FAULT_ATTR(lbio_fail);
 void lbio_io_debugfs(struct dentry *root)
 {
 	fault_create_debugfs_attr("lbio_fail", root, &lbio_fail);
-}
-
-/*
- * Accounting, as blk-mq's, but that it counts a read when it is sent: what is
- * left for the end is what must be there, and the time if there was any.
- */
-void lbio_start_acct(struct lbio_io *io)
-{
-	struct block_device *bdev = io->bdev;
-	unsigned int sectors = io->nr * PAGE_SECTORS;
-
-	io->start = READ_ONCE(jiffies);
-	part_stat_lock();
-	/* Else somebody did, for the whole device, too. */
-	if (unlikely(READ_ONCE(bdev->bd_stamp) != io->start))
-		update_io_ticks(bdev, io->start, false);
-	bdev_inc_in_flight(bdev, REQ_OP_READ);
-	part_stat_inc(bdev, ios[STAT_READ]);
-	part_stat_add(bdev, sectors[STAT_READ], sectors);
-	part_stat_unlock();
-	task_io_account_read(io->nr << PAGE_SHIFT);
-	count_vm_events(PGPGIN, sectors);
-}
-
-static __always_inline void lbio_end_acct(struct lbio_io *io)
-{
-	struct block_device *bdev = io->bdev;
-	unsigned long now = READ_ONCE(jiffies);
-
-	part_stat_lock();
-	if (unlikely(now != io->start)) {
-		update_io_ticks(bdev, now, true);
-		part_stat_add(bdev, nsecs[STAT_READ],
-			      jiffies_to_nsecs(now - io->start));
-	}
-	bdev_dec_in_flight(bdev, REQ_OP_READ);
-	part_stat_unlock();
 }
 
 /* The device is done with the last @nr pages, or was never told of them. */
@@ -131,7 +87,7 @@ static __always_inline int lbio_end(struct lbio_io *io, int status)
 					(size_t)io->nr << PAGE_SHIFT,
 					DMA_FROM_DEVICE);
 	lbio_put_pages(io, io->nr);
-	lbio_end_acct(io);
+	lbio_acct_end(io->bdev, REQ_OP_READ, io->start);
 	lbio_exit_queue(io->bdev);
 	return status;
 }

@@ -12,6 +12,8 @@
 //! < {"ok":true}
 //! > {"cmd":"load","path":"/tmp/other.img"}
 //! < {"ok":true}
+//! > {"cmd":"bad","begin":4096,"end":8192}
+//! < {"ok":true}
 //! > {"cmd":"log-stop"}
 //! < {"ok":true,"records":42}
 //! > nonsense
@@ -40,6 +42,7 @@ use std::io::{
     Read as _,
     Write as _, //
 };
+use std::ops::Range;
 use std::os::unix::net::{
     UnixListener,
     UnixStream, //
@@ -83,6 +86,9 @@ enum Command {
     LogStart { path: PathBuf },
     /// Hold what the file `path` does, from the next request on.
     Load { path: PathBuf },
+    /// Let writes fail that touch a byte from `begin` to before `end`, from the next
+    /// request on, and no others.
+    Bad { begin: u64, end: u64 },
     /// End the write log and tell how many records it holds.
     LogStop,
 }
@@ -181,6 +187,7 @@ fn obey(command: Command, shared: &Shared) -> Result<Answer> {
             }
             shared.settings().load = Some(bytes);
         }
+        Command::Bad { begin, end } => shared.settings().bad = begin..end,
         Command::LogStop => {
             // Taken first: the disk's time must not be the drive's.
             let log = shared.settings().log.take();
@@ -254,6 +261,15 @@ impl Control {
     pub fn load(&mut self, path: &Path) -> Result<()> {
         self.ask(&Command::Load {
             path: path.to_path_buf(),
+        })
+        .map(drop)
+    }
+
+    /// Lets writes fail that touch any of these `bytes`, and no others.
+    pub fn set_bad(&mut self, bytes: Range<u64>) -> Result<()> {
+        self.ask(&Command::Bad {
+            begin: bytes.start,
+            end: bytes.end,
         })
         .map(drop)
     }

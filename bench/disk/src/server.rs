@@ -45,6 +45,7 @@ use std::convert::Infallible;
 use std::fs;
 use std::io;
 use std::num::NonZeroU64;
+use std::ops::Range;
 use std::os::unix::fs::FileTypeExt as _;
 use std::os::unix::net::{
     UnixListener,
@@ -138,6 +139,8 @@ pub(crate) struct Settings {
     pub(crate) log: Option<Result<Writer>>,
     /// What the drive is to hold from the next request on.
     pub(crate) load: Option<Vec<u8>>,
+    /// Writes that touch any of these bytes fail.
+    pub(crate) bad: Range<u64>,
 }
 
 impl Settings {
@@ -183,6 +186,7 @@ impl Disk {
             seed: options.seed,
             log: None,
             load: None,
+            bad: 0..0,
         };
         settings.set_latency(options.read.clone(), options.write.clone(), None);
         let shared = Arc::new(Shared {

@@ -216,7 +216,10 @@ impl<'a> Session<'a> {
             // Draining it would let a client keep the server busy for nothing.
             return Err(violation("a write longer than was agreed"));
         }
-        let error = self.judge(&request);
+        let error = match self.judge(&request) {
+            wire::OK if is_write && self.is_bad(&request) => wire::EIO,
+            error => error,
+        };
         if error != wire::OK {
             return Ok(Incoming {
                 request,
@@ -251,6 +254,13 @@ impl<'a> Session<'a> {
             payload,
             filled: 0,
         })
+    }
+
+    /// Whether a request touches bytes where writes are to fail.
+    fn is_bad(&self, request: &Request) -> bool {
+        let settings = self.shared.settings();
+        let end = request.offset.saturating_add(request.length.into());
+        request.offset < settings.bad.end && settings.bad.start < end
     }
 
     /// The error that a request is to be answered with, or [`wire::OK`].

@@ -86,6 +86,8 @@ pub const CMD_FLAG_NO_HOLE: u16 = 2;
 pub const OK: u32 = 0;
 /// Error: invalid argument.
 pub const EINVAL: u32 = 22;
+/// The medium cannot take it.
+pub const EIO: u32 = 5;
 /// Error: write beyond the end.
 pub const ENOSPC: u32 = 28;
 

@@ -78,7 +78,8 @@ pub struct Sync {
     #[arg(long, conflicts_with_all = ["opt_in", "shutdown", "failing"])]
     pub verify: bool,
     /// Change the first block of the file as it is; the sync must fail with
-    /// EIO, and fail once: an error of the data is reported to a file once.
+    /// EIO or ENODATA, and fail once: an error of the data is reported to a file
+    /// once.
     #[arg(long)]
     pub failing: bool,
 }
@@ -177,7 +178,8 @@ impl Sync {
             _ => file.sync_all(),
         };
         match sync().map_err(|error| error.raw_os_error()) {
-            Err(Some(libc::EIO)) => {}
+            // The latter if the drive says that its medium is bad.
+            Err(Some(libc::EIO | libc::ENODATA)) => {}
             other => {
                 return Err(WorkError::Invalid(format!(
                     "{}: the sync gave {other:?} where EIO is due",

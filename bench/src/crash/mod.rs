@@ -103,6 +103,9 @@ pub(crate) struct Args {
     /// Only this file system; may be repeated [default: all].
     #[arg(long, value_enum)]
     mode: Vec<Mode>,
+    /// Let the async stack write around the block layer what fsync waits for.
+    #[arg(long)]
+    lbio_writes: bool,
     /// Boot this bzImage instead of building one.
     #[arg(long, value_name = "BZIMAGE")]
     kernel: Option<PathBuf>,
@@ -125,9 +128,19 @@ impl Args {
             seed: 1,
             stack: vec![stack],
             mode: vec![Mode::Ordered, Mode::DioreadLock],
+            lbio_writes: false,
             kernel: None,
             json: false,
             out: Some(out),
+        }
+    }
+
+    /// The same, with writes around the block layer.
+    pub(crate) fn with_lbio_writes(self) -> Self {
+        let lbio_writes = true;
+        Self {
+            lbio_writes,
+            ..self
         }
     }
 
@@ -271,8 +284,15 @@ impl Run<'_> {
             };
             let sockets = tempfile::tempdir().at("create a folder in", std::env::temp_dir())?;
             let modes = self.args.modes();
-            let recorder =
-                Recorder::boot(self.ctx, kernel, stack, &modes, &self.out, sockets.path())?;
+            let lbio_writes = self.args.lbio_writes && stack == Stack::Async;
+            let recorder = Recorder::boot(
+                self.ctx,
+                kernel,
+                (stack, lbio_writes),
+                &modes,
+                &self.out,
+                sockets.path(),
+            )?;
             let Some(mut recorder) = recorder else {
                 continue;
             };

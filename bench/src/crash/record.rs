@@ -56,6 +56,8 @@ use std::time::Duration;
 const MOUNT: &str = "/run/aios-crash";
 /// The tracepoint at which the driver has set up a command.
 const TRACEPOINT: &str = "/sys/kernel/tracing/events/nvme/nvme_setup_cmd";
+/// The one at which the drive is told of a write around the block layer.
+const LBIO_TRACEPOINT: &str = "/sys/kernel/tracing/events/lbio/lbio_write_submit";
 /// Virtual CPUs: syncs of several threads run side by side.
 const CPUS: u32 = 2;
 /// Size of the drive for markers, bytes.
@@ -76,12 +78,12 @@ pub(super) struct Recorder {
 }
 
 impl Recorder {
-    /// Boots `kernel` with two drives; files go to `dir`, sockets to `sockets`.
-    /// With `--dry-run` it prints the QEMU line, and nothing is there.
+    /// Boots `kernel` with two drives; files go to `dir`, sockets to `sockets`. With
+    /// the stack comes whether it writes around the block layer. With `--dry-run` it prints the QEMU line, and nothing is there.
     pub(super) fn boot(
         ctx: &Context,
         kernel: PathBuf,
-        stack: Stack,
+        (stack, lbio_writes): (Stack, bool),
         modes: &[Mode],
         dir: &Path,
         sockets: &Path,
@@ -118,7 +120,7 @@ impl Recorder {
             &format!("{}-marks", stack.name()),
             false,
         )?;
-        let config = BootConfig {
+        let mut config = BootConfig {
             cpus: CPUS,
             drives: vec![
                 Drive::new(Backend::Nbd(drive.socket())),
@@ -126,6 +128,9 @@ impl Recorder {
             ],
             ..BootConfig::new(kernel, format!("crash-{}", stack.name()), dir)
         };
+        if lbio_writes {
+            config.append.push(format!("nvme.lbio_queues={CPUS}"));
+        }
         if ctx.dry_run {
             println!("{}", Guest::dry_line(ctx, &config)?);
             return Ok(None);
@@ -145,6 +150,12 @@ impl Recorder {
             ),
             PATIENCE,
         )?;
+        if lbio_writes {
+            let on = format!(
+                "echo 1 > /sys/kernel/aios/lbio_writes\necho 1 > {LBIO_TRACEPOINT}/enable\n"
+            );
+            guest.sh(&on, PATIENCE)?;
+        }
         Ok(Some(Self {
             guest,
             drive,
@@ -172,7 +183,8 @@ impl Recorder {
                  {}\n\
                  {GUEST_BINARY} crash --plan '{}' --dir {MOUNT} --marker /dev/nvme1n1 >/dev/null\n\
                  umount {MOUNT}\n\
-                 grep disk=nvme0n1 /sys/kernel/tracing/trace\n",
+                 grep -e disk=nvme0n1 -e \"lbio_write_submit: $(lsblk -ndo MAJ:MIN /dev/nvme0n1 | \
+                     tr -d ' ' | tr : ,) \" /sys/kernel/tracing/trace\n",
                 self.mount_line(mode),
                 plan_path.display(),
             ),
@@ -277,6 +289,10 @@ fn parse_trace(text: &str) -> Result<Vec<Sent>> {
     let unreadable = |line: &str| Error::new(format!("the guest's trace has the line {line:?}"));
     let mut sent = Vec::new();
     for line in text.lines() {
+        if let Some((_, write)) = line.split_once("lbio_write_submit: ") {
+            sent.push(parse_lbio(write).ok_or_else(|| unreadable(line))?);
+            continue;
+        }
         let field = |name: &str| {
             let value = line.split_once(name)?.1;
             value.split([',', ')', ' ']).next()
@@ -300,6 +316,18 @@ fn parse_trace(text: &str) -> Result<Vec<Sent>> {
     Ok(sent)
 }
 
+/// A write around the block layer: `DEVICE slot N sector FIRST + COUNT`, and FUA.
+fn parse_lbio(text: &str) -> Option<Sent> {
+    let mut words = text.split_once(" sector ")?.1.split_whitespace();
+    let first = words.next()?.parse::<u64>().ok()?;
+    let count = words.nth(1)?.parse::<u32>().ok()?;
+    Some(Sent {
+        offset: first.checked_mul(512).filter(|at| *at < SIZE as u64)?,
+        length: count.checked_mul(512)?,
+        fua: words.next() == Some("FUA"),
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -320,6 +348,18 @@ mod tests {
             fua,
         };
         assert_eq!(sent, [range(false), range(true)]);
+    }
+
+    #[test]
+    fn test_parse_trace_knows_writes_around_the_block_layer() {
+        let line = "aios-guest-80 [001] ..... 3.1: lbio_write_submit: 259,1 slot 3 sector 800 + 8";
+        let sent = parse_trace(&format!("{line}\n{line} FUA\n")).unwrap();
+        let ranges = sent.iter().map(|it| (it.offset, it.length, it.fua));
+        assert_eq!(
+            ranges.collect::<Vec<_>>(),
+            [(409_600, 4096, false), (409_600, 4096, true)]
+        );
+        assert!(parse_trace("lbio_write_submit: 259,1 slot 3 sector 800").is_err());
     }
 
     #[test]

@@ -23,6 +23,7 @@ use std::fs::{
     self,
     File, //
 };
+use std::ops::Range;
 use std::os::unix::process::CommandExt as _;
 use std::path::{
     Path,
@@ -132,6 +133,14 @@ impl Server {
     pub(crate) fn set_latency(&mut self, read: &Latency, write: &Latency) -> Result<()> {
         match &mut self.running {
             Some(running) => running.control.set_latency(read, write, None).map_err(ours),
+            None => Ok(()),
+        }
+    }
+
+    /// Lets writes fail that touch any of these `bytes` of the drive, and no others.
+    pub(crate) fn set_bad(&mut self, bytes: Range<u64>) -> Result<()> {
+        match &mut self.running {
+            Some(running) => running.control.set_bad(bytes).map_err(ours),
             None => Ok(()),
         }
     }

@@ -85,6 +85,8 @@ pub(crate) struct Setup<'a> {
     pub(crate) seed: u64,
     /// Command line of the patched kernel.
     pub(crate) append: &'a [String],
+    /// Whether async writes around the block layer.
+    pub(crate) lbio_writes: bool,
     /// Where logs go.
     pub(crate) logs: &'a Path,
 }
@@ -207,8 +209,12 @@ fn boot_config(
 /// Switches the stack, mounts the drive afresh (with an empty page cache), runs
 /// the workload and unmounts.
 fn script(stack: Stack, setup: &Setup<'_>, seed: u64) -> String {
+    let writes = match stack {
+        Stack::Async if setup.lbio_writes => "echo 1 > /sys/kernel/aios/lbio_writes\n",
+        _ => "",
+    };
     format!(
-        "{STEADY_ALLOCATOR}\n{}\
+        "{STEADY_ALLOCATOR}\n{}{writes}\
          {GUEST_BINARY} work {} --file {MOUNT}/{} --ops {} --warmup {WARMUP} --seed {seed}\n",
         stack.mount_script(DRIVE, MOUNT),
         setup.workload.guest_args(),
@@ -249,6 +255,7 @@ mod tests {
             ops: 7,
             seed: 3,
             append: &[],
+            lbio_writes: false,
             logs: Path::new("/logs"),
         }
     }
@@ -263,6 +270,13 @@ mod tests {
         let native = script(Stack::Native, &setup(), 5);
         assert!(native.contains("-o defaults "), "{native}");
         assert!(!native.contains("/sys/kernel/aios"), "{native}");
+        assert!(!on.contains("lbio_writes"), "{on}");
+        let setup = Setup {
+            lbio_writes: true,
+            ..setup()
+        };
+        assert!(script(Stack::Async, &setup, 5).contains("1 > /sys/kernel/aios/lbio_writes\n"));
+        assert!(!script(Stack::Off, &setup, 5).contains("lbio_writes"));
     }
 
     #[test]

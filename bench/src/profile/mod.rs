@@ -94,6 +94,9 @@ pub(crate) struct Args {
     /// Kernel command line of the patched kernel; may be repeated.
     #[arg(long, value_name = "WORDS", default_value = "nvme.lbio_queues=1")]
     append: Vec<String>,
+    /// Let the async stack write around the block layer what fsync waits for.
+    #[arg(long)]
+    lbio_writes: bool,
     /// Seed of the random offsets.
     #[arg(long, default_value_t = 1)]
     seed: u64,
@@ -136,6 +139,7 @@ pub(crate) fn run(ctx: &Context, args: &Args) -> Result<u8> {
         ops,
         seed: args.seed,
         append: &args.append,
+        lbio_writes: args.lbio_writes,
         logs: &logs,
     };
 

@@ -7,6 +7,7 @@ mod fsync;
 mod groups;
 mod lbio;
 mod lbio_raw;
+mod lbio_write;
 mod obd;
 mod obd_userspace;
 pub(super) mod race;
@@ -208,21 +209,23 @@ impl Fixture {
         Ok(self.lbio(event)? - before)
     }
 
-    /// Has LBIO take every `every`th read for failed in `what`; how often it did.
-    /// Debug kernels only.
+    /// Has LBIO take every `every`th command for failed in `what`, reads or writes as
+    /// the folder of debugfs is `lbio_fail` or `lbio_fail_writes`; how often it did. Debug
+    /// kernels only.
     pub(super) fn lbio_failing(
         &mut self,
+        folder: &str,
         every: u32,
         what: impl FnOnce(&mut Self) -> Result<()>,
     ) -> Result<u64> {
-        const FAIL: &str = "cd /sys/kernel/debug/aios/lbio_fail";
+        let folder = format!("cd /sys/kernel/debug/aios/{folder}");
         self.lbio_during("error", |f| {
             f.sh(&format!(
-                "{FAIL}; echo 0 > verbose; echo -1 > times; echo {every} > interval; \
+                "{folder}; echo 0 > verbose; echo -1 > times; echo {every} > interval; \
                  echo 100 > probability"
             ))?;
             let done = what(f);
-            f.sh(&format!("{FAIL}; echo 0 > probability"))?;
+            f.sh(&format!("{folder}; echo 0 > probability"))?;
             done
         })
     }
@@ -268,6 +271,9 @@ pub(super) fn run(ctx: &Context, suite: &mut Suite) {
     suite.case("guest/fsync-round-trips", || virtual_time::round_trips(ctx));
     suite.case("guest/panic-fails-the-run", || panic_fails_the_run(ctx));
     suite.case("guest/crash-states", || crash_states(ctx));
+    suite.case("guest/crash-states-lbio-writes", || {
+        crash_states_lbio_writes(ctx)
+    });
 }
 
 fn start(ctx: &Context, group: &Group) -> Result<Fixture> {
@@ -322,6 +328,13 @@ fn blank_image(dir: &Path) -> Result<PathBuf> {
 /// broken, and every mutant must be caught.
 fn crash_states(ctx: &Context) -> Result<Outcome> {
     let args = crash::Args::short(CRASH_STATES, Stack::Async, ctx.cache_dir("test/crash")?);
+    crash::check(ctx, &args).map(|()| Outcome::Passed)
+}
+
+/// Fewer of them, with writes around the block layer.
+fn crash_states_lbio_writes(ctx: &Context) -> Result<Outcome> {
+    let out = ctx.cache_dir("test/crash-lbio")?;
+    let args = crash::Args::short(CRASH_STATES / 2, Stack::Async, out).with_lbio_writes();
     crash::check(ctx, &args).map(|()| Outcome::Passed)
 }
 

@@ -4,11 +4,17 @@
 //!
 //! Layouts follow the NVM Express Base Specification 2.0, sections 3.3.3.1
 //! (submission queue entry) and 3.3.3.2 (completion queue entry), and the NVM
-//! Command Set Specification 1.0, section 3.2.4 (Read). All fields are
-//! little-endian in memory.
+//! Command Set Specification 1.0, sections 3.2.4 (Read) and 3.2.6 (Write). All
+//! fields are little-endian in memory.
 
 /// Opcode of Read in the NVM command set.
 const OPCODE_READ: u64 = 0x02;
+
+/// Opcode of Write in the NVM command set.
+const OPCODE_WRITE: u8 = 0x01;
+
+/// Force unit access, in command dword 12.
+const FUA: u32 = 1 << 30;
 
 /// Size of a memory page of the controller in bytes (CC.MPS = 0).
 pub const PAGE_SIZE: u64 = 4096;
@@ -61,6 +67,23 @@ impl Sqe {
                 0,
             ],
         }
+    }
+
+    /// Write of `blocks` logical blocks (1 to 65,536) to `slba` of namespace `nsid`
+    /// from the memory that `prp` describes; with `fua` it is complete when the data
+    /// is on the medium.
+    #[inline]
+    pub const fn write(cid: u16, nsid: u32, slba: u64, blocks: u32, prp: Prp, fua: bool) -> Self {
+        let dwords = [
+            slba as u32,
+            (slba >> 32) as u32,
+            // Number of logical blocks is 0's based, 16 bits.
+            (blocks.wrapping_sub(1) & 0xffff) | if fua { FUA } else { 0 },
+            0,
+            0,
+            0,
+        ];
+        Self::new(OPCODE_WRITE, cid, nsid, prp, dwords)
     }
 
     /// The entry's eight words, to be stored in order at its place in the queue.
@@ -165,6 +188,24 @@ mod tests {
         let last = Sqe::new(0xff, 0, 0, prp, [0, 0, 0, 1, 2, 3]);
         assert_eq!(u64::from_le(last.words()[6]), 1 << 32);
         assert_eq!(u64::from_le(last.words()[7]), 2 | 3 << 32);
+    }
+
+    #[test]
+    fn test_write_layout_is_the_specifications() {
+        let prp = Prp {
+            first: 0x1111_2222_3333_4000,
+            second: 0x5555_6666_7777_8000,
+        };
+        let sqe = Sqe::write(0x1234, 0xaabb_ccdd, 0x0102_0304_0506_0708, 8, prp, false);
+        let read = Sqe::read(0x1234, 0xaabb_ccdd, 0x0102_0304_0506_0708, 8, prp);
+        let bytes: Vec<u8> = sqe.words().iter().flat_map(|w| w.to_ne_bytes()).collect();
+
+        assert_eq!(bytes[0], 0x01, "opcode");
+        assert_eq!(sqe.words()[1..], read.words()[1..], "all else is a read's");
+        let fua = Sqe::write(0x1234, 0xaabb_ccdd, 0x0102_0304_0506_0708, 8, prp, true);
+        assert_eq!(u64::from_le(fua.words()[6]), 7 | 1 << 30);
+        let longest = Sqe::write(0, 1, 0, 65_536, prp, false);
+        assert_eq!(u64::from_le(longest.words()[6]), 0xffff);
     }
 
     #[test]

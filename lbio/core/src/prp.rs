@@ -95,19 +95,52 @@ fn build_longer<'a>(
         return Ok(Prp { first, second });
     }
     let (list, address) = list();
-    let entries = count as usize - 1;
+    let rest = (1..count).map(|n| page(u64::from(n)));
+    let second = fill(list, address, rest)?;
+    Ok(Prp { first, second })
+}
+
+/// Describes pages wherever they are on the bus, in their order.
+///
+/// `list` is as for [`build`].
+#[inline]
+pub fn gather<'a>(
+    pages: &[u64],
+    list: impl FnOnce() -> (&'a mut [u64], u64),
+) -> Result<Prp, PrpError> {
+    if let Some(&bad) = pages.iter().find(|page| !page.is_multiple_of(PAGE_SIZE)) {
+        return Err(PrpError::Address(bad));
+    }
+    match *pages {
+        [] => Err(PrpError::Count(0)),
+        [first] => Ok(Prp { first, second: 0 }),
+        [first, second] => Ok(Prp { first, second }),
+        [first, ref rest @ ..] => {
+            let (list, address) = list();
+            let second = fill(list, address, rest.iter().copied())?;
+            Ok(Prp { first, second })
+        }
+    }
+}
+
+/// Writes `pages` to the list at bus address `address`, which is returned.
+fn fill(
+    list: &mut [u64],
+    address: u64,
+    pages: impl ExactSizeIterator<Item = u64>,
+) -> Result<u64, PrpError> {
+    let entries = pages.len();
     let Some(list) = list.get_mut(..entries) else {
-        return Err(PrpError::Count(count));
+        return Err(PrpError::Count((entries as u32).saturating_add(1)));
     };
     let room = (PAGE_SIZE - address % PAGE_SIZE) as usize / size_of::<u64>();
     if !address.is_multiple_of(size_of::<u64>() as u64) || entries > room {
         return Err(PrpError::Address(address));
     }
-    for (n, entry) in (1..u64::from(count)).zip(list) {
-        *entry = page(n).to_le();
+    for (page, entry) in pages.zip(list) {
+        *entry = page.to_le();
     }
-    let second = address;
-    Ok(Prp { first, second })
+    Ok(address)
 }
 
 #[cfg(all(test, not(kernel)))]
@@ -148,6 +181,29 @@ mod tests {
         }
 
         #[test]
+        fn test_gather_controller_finds_the_pages(
+            frames in proptest::collection::vec(0u64..1 << 52, 1..=MAX_PAGES as usize),
+            at in 1u64..1 << 40,
+        ) {
+            let pages: Vec<u64> = frames.iter().map(|frame| frame * PAGE_SIZE).collect();
+            let mut list = List::default();
+            let prp = gather(&pages, || (list.entries(), at * 64)).unwrap();
+            prop_assert_eq!(walk(prp, pages.len(), &list), pages.clone());
+        }
+
+        #[test]
+        fn test_gather_adjacent_pages_is_build(frame in 0u64..1 << 40, count in 1u32..=MAX_PAGES) {
+            let first = frame * PAGE_SIZE;
+            let pages: Vec<u64> =
+                (0..u64::from(count)).map(|n| first + n * PAGE_SIZE).collect();
+            let (mut one, mut other) = (List::default(), List::default());
+            let gathered = gather(&pages, || (one.entries(), 128));
+            let built = build(first, count, || (other.entries(), 128));
+            prop_assert_eq!(gathered, built);
+            prop_assert_eq!(one, other);
+        }
+
+        #[test]
         fn test_build_offsets_are_refused(frame in 0u64..1 << 40, offset in 1u64..PAGE_SIZE) {
             let first = frame * PAGE_SIZE + offset;
             let built = build(first, 1, || unreachable!());
@@ -163,6 +219,24 @@ mod tests {
             let built = build(0, count, || (list.entries(), 64));
             assert_eq!(built, Err(PrpError::Count(count)));
         }
+    }
+
+    #[test]
+    fn test_gather_none_too_many_and_offsets_are_refused() {
+        assert_eq!(gather(&[], || unreachable!()), Err(PrpError::Count(0)));
+        let mut list = List::default();
+        let many = [PAGE_SIZE; LIST_ENTRIES + 2];
+        let gathered = gather(&many, || (list.entries(), 64));
+        assert_eq!(gathered, Err(PrpError::Count(LIST_ENTRIES as u32 + 2)));
+        for bad in 0..3 {
+            let mut pages = [PAGE_SIZE; 3];
+            pages[bad] += 512;
+            let gathered = gather(&pages, || (list.entries(), 64));
+            assert_eq!(gathered, Err(PrpError::Address(pages[bad])));
+        }
+        let pages = [PAGE_SIZE; 3];
+        let gathered = gather(&pages, || (list.entries(), PAGE_SIZE - 8));
+        assert_eq!(gathered, Err(PrpError::Address(PAGE_SIZE - 8)));
     }
 
     #[test]

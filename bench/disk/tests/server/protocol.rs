@@ -20,6 +20,7 @@ use aios_disk::wire::{
     CMD_WRITE,
     CMD_WRITE_ZEROES,
     EINVAL,
+    EIO,
     ENOSPC, //
 };
 use aios_disk::write_log::{
@@ -110,6 +111,22 @@ fn test_kept_image_changes_file() {
     let file = std::fs::read(&drive.image).unwrap();
     assert_eq!(file[4095..4097], [7, 9]);
     assert_eq!(file[8191..8193], [9, 7]);
+}
+
+#[test]
+fn test_bad_blocks_refuse_writes_and_no_others() {
+    let mut drive = Drive::new();
+    let mut client = drive.client();
+    drive.control.set_bad(4096..8192).unwrap();
+    for (offset, expected) in [(0, 0), (4096 - 512, EIO), (8192 - 512, EIO), (8192, 0)] {
+        let cookie = client.send(CMD_WRITE, 0, offset, 1024, &[1; 1024]).unwrap();
+        assert_eq!(client.reply().unwrap(), (cookie, expected), "{offset}");
+    }
+    let mut buffer = [0; 4096];
+    client.read(4096, &mut buffer).unwrap();
+    assert_eq!(buffer, [7; 4096]);
+    drive.control.set_bad(0..0).unwrap();
+    client.write(4096, &[1; 512]).unwrap();
 }
 
 #[test]

@@ -50,7 +50,7 @@ const WAIT_MS: u64 = 40;
 
 /// Every way to sync, with and without overlap: nothing is lost when the file
 /// system stops right after the last answer, and e2fsck finds no fault.
-fn survives_a_crash(f: &mut Fixture) -> Result<()> {
+pub(super) fn survives_a_crash(f: &mut Fixture) -> Result<()> {
     // Mount options, cache, stack enabled.
     let setups = [
         ("aios", "back", true),

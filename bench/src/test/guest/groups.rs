@@ -14,6 +14,7 @@ use super::{
     fsync,
     lbio,
     lbio_raw,
+    lbio_write,
     obd,
     obd_userspace,
     stack, //
@@ -111,6 +112,7 @@ pub(super) const STRICT: Group = Group {
             fio_verify(f)
         }),
         ("lbio-serves-reads", lbio::serves_reads),
+        ("lbio-write-serves", lbio_write::serves_writes),
         ("lbio-raw-single-pages", lbio_raw::single_pages),
         ("lbio-raw-reset-under-load", lbio_raw::reset_under_load),
     ],
@@ -128,6 +130,7 @@ const NO_IOMMU: Group = Group {
             fio_verify(f)
         }),
         ("lbio-serves-reads", lbio::serves_reads),
+        ("lbio-write-serves", lbio_write::serves_writes),
         ("lbio-fragmented-memory", lbio::fragmented_memory),
         ("lbio-raw-fragmented-memory", lbio_raw::fragmented_memory),
     ],
@@ -156,6 +159,7 @@ const DEBUG: Group = Group {
         LBIO_ERRORS[0],
         LBIO_ERRORS[1],
         LBIO_ERRORS[2],
+        LBIO_ERRORS[3],
         ("lbio-reset-under-load", lbio::reset_under_load),
         ("lbio-removal-under-load", lbio::removal_under_load),
         ("lbio-raw-longer-reads", lbio_raw::longer_reads),
@@ -163,12 +167,29 @@ const DEBUG: Group = Group {
         ("lbio-raw-removal-under-load", lbio_raw::removal_under_load),
         fsync::SURVIVES_A_CRASH,
         fsync::FAST_COMMITS_SURVIVE,
+        ("lbio-write-serves", lbio_write::serves_writes),
+        ("lbio-write-new-blocks", lbio_write::new_blocks),
+        ("lbio-write-fio-verify", lbio_write::fio_verify),
+        ("lbio-write-survives-a-crash", lbio_write::survives_a_crash),
+        (
+            "lbio-write-error-arrives-once",
+            lbio_write::error_arrives_once,
+        ),
+        (
+            "lbio-write-changes-against-writers",
+            lbio_write::changes_against_writers,
+        ),
+        ("lbio-write-reset-under-load", lbio_write::reset_under_load),
+        (
+            "lbio-write-removal-under-load",
+            lbio_write::removal_under_load,
+        ),
     ],
     ..PLAIN
 };
 
 /// Only debug kernels inject faults.
-const LBIO_ERRORS: [Case; 3] = [
+const LBIO_ERRORS: [Case; 4] = [
     ("lbio-errors-are-read-again", lbio::errors_are_read_again),
     (
         "lbio-failed-faults-are-read-again",
@@ -177,6 +198,10 @@ const LBIO_ERRORS: [Case; 3] = [
     (
         "lbio-raw-errors-are-read-again",
         lbio_raw::errors_are_read_again,
+    ),
+    (
+        "lbio-write-errors-are-written-again",
+        lbio_write::errors_are_written_again,
     ),
 ];
 
@@ -233,6 +258,24 @@ const LBIO_CASES: &[Case] = &[
     ("raw-killed", lbio_raw::killed),
     ("raw-reset-under-load", lbio_raw::reset_under_load),
     ("raw-removal-under-load", lbio_raw::removal_under_load),
+    ("write-serves", lbio_write::serves_writes),
+    ("write-leaves-others-alone", lbio_write::leaves_others_alone),
+    ("write-new-blocks", lbio_write::new_blocks),
+    ("write-fio-verify", lbio_write::fio_verify),
+    ("write-survives-a-crash", lbio_write::survives_a_crash),
+    ("write-error-arrives-once", lbio_write::error_arrives_once),
+    ("write-lost-commands-reset", lbio_write::lost_commands_reset),
+    ("write-tracepoints", lbio_write::tracepoints),
+    (
+        "write-changes-against-writers",
+        lbio_write::changes_against_writers,
+    ),
+    (
+        "write-cpu-hotplug-under-load",
+        lbio_write::cpu_hotplug_under_load,
+    ),
+    ("write-reset-under-load", lbio_write::reset_under_load),
+    ("write-removal-under-load", lbio_write::removal_under_load),
 ];
 
 const LBIO_DENIED: Group = Group {

@@ -245,7 +245,7 @@ pub(super) fn sleeping_fault_is_killed(f: &mut Fixture) -> Result<()> {
 /// Where the drive cannot be read at all, faults get what they always got.
 pub(super) fn failed_faults_are_read_again(f: &mut Fixture) -> Result<()> {
     f.mount("aios,errors=continue", true, 100_000_000)?;
-    let failed = f.lbio_failing(1, |f| f.sh(FAULTS).map(drop))?;
+    let failed = f.lbio_failing("lbio_fail", 1, |f| f.sh(FAULTS).map(drop))?;
     check(failed >= 800, || format!("{failed} of 900 faults failed"))?;
     // Without a drive: a bus error, 128 + 7.
     f.sh(
@@ -279,7 +279,7 @@ pub(super) fn changes_against_faults(f: &mut Fixture) -> Result<()> {
 /// One read of a few fails: no reader notices.
 pub(super) fn errors_are_read_again(f: &mut Fixture) -> Result<()> {
     f.mount("aios", true, 100_000_000)?;
-    let failed = f.lbio_failing(7, |f| {
+    let failed = f.lbio_failing("lbio_fail", 7, |f| {
         f.sh(
             "/aios-guest race --file /mnt/t/race --size 1048576 --readers 3 --seconds 6 \
              --seed 12 --blocks 8 --reopen",

@@ -168,7 +168,7 @@ pub(super) fn fragmented_memory(f: &mut Fixture) -> Result<()> {
 /// Some reads fail: the reader sees what is there.
 pub(super) fn errors_are_read_again(f: &mut Fixture) -> Result<()> {
     let mut served = 0;
-    let failed = f.lbio_failing(3, |f| {
+    let failed = f.lbio_failing("lbio_fail", 3, |f| {
         served = f.raw(
             "raw",
             true,

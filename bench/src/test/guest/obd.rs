@@ -455,7 +455,7 @@ fn by_lbio(f: &mut Fixture, failing: bool) -> Result<()> {
     check(on > 400, || format!("{on} reads by LBIO"))?;
     if failing {
         let script = prologue.clone() + "compare; at_random; compare";
-        let failed = f.lbio_failing(3, |f| f.guest.sh(&script, LONG).map(drop))?;
+        let failed = f.lbio_failing("lbio_fail", 3, |f| f.guest.sh(&script, LONG).map(drop))?;
         check(failed > 100, || format!("{failed} reads failed"))?;
     }
     during(
