@@ -7,6 +7,7 @@
 //! | `layers` | absolute paths, bottom to top, one per line; writes add, an empty line clears |
 //! | `zfile` | 1: `layers` is one zfile, whose content is the device |
 //! | `power` | 1 attaches, 0 detaches |
+//! | `exchange` | `FIRST NR PATH`: puts a layer in place of those from FIRST on, while attached |
 //! | `device` | the disk's name while it is attached |
 //! | `error` | why attaching failed, the last time |
 //! | `stats` | sizes and counters while it is attached |
@@ -28,6 +29,10 @@ use crate::content::{
 use crate::device::{
     Device,
     Disk, //
+};
+use crate::stack::{
+    copies,
+    parts, //
 };
 use kernel::{
     block::mq::gen_disk::GenDisk,
@@ -128,6 +133,7 @@ impl GroupOperations for Devices {
                 device: 3,
                 error: 4,
                 stats: 5,
+                exchange: 6,
             ],
         };
 
@@ -279,11 +285,7 @@ impl Config {
         if state.attached.is_some() {
             return Ok(());
         }
-        let mut paths = KVec::with_capacity(state.paths.len(), GFP_KERNEL)?;
-        for path in &state.paths {
-            let path: &CStr = path;
-            paths.push(path.try_into()?, GFP_KERNEL)?;
-        }
+        let paths = copies(&state.paths)?;
         let zfile = state.zfile;
         state.error = None;
         state.busy = true;
@@ -299,10 +301,46 @@ impl Config {
                 Ok(())
             }
             Err(failure) => {
-                self.complain(&mut state, &failure);
+                let path = failure.blob.and_then(|blob| state.paths.get(blob));
+                let line = failure.line(path.map(|path| &**path));
+                self.complain(&mut state, line);
                 Err(failure.error)
             }
         }
+    }
+
+    /// Puts the layer at `path` in place of the `nr` layers from `first` on.
+    fn exchange(&self, first: usize, nr: usize, path: &CStr) -> Result {
+        let mut state = self.state.lock();
+        if state.busy {
+            return Err(EBUSY);
+        }
+        let attached = state.attached.clone().ok_or(ENODEV)?;
+        state.error = None;
+        state.busy = true;
+        drop(state);
+
+        let stack = attached.disk.queue_data().stack();
+        let exchanged = attached.disk.queue_data().exchange(first, nr, path);
+        // The last reference is not this one: nobody detaches meanwhile.
+        drop(attached);
+
+        let mut state = self.state.lock();
+        state.busy = false;
+        exchanged.map_err(|failure| {
+            let at = failure
+                .blob
+                .map(|blob| match parts(&stack.paths, first, nr) {
+                    Some((before, after)) => match blob.checked_sub(first + 1) {
+                        Some(behind) => after.get(behind).map_or(path, |path| path),
+                        None => before.get(blob).map_or(path, |path| path),
+                    },
+                    None => path,
+                });
+            let line = failure.line(at);
+            self.complain(&mut state, line);
+            failure.error
+        })
     }
 
     fn open(&self, paths: KVec<CString>, zfile: bool) -> Result<Arc<Attached>, Failure> {
@@ -335,10 +373,17 @@ impl Config {
         drop(state);
 
         // Who opens it from here on finds no disk. This may wait for reads, as who closes it does.
-        let claimed = attached.disk.try_claim();
-        if claimed.is_ok() {
-            self.state.lock().attached = None;
-        }
+        // What was exchanged is what is attached the next time.
+        let claimed = attached
+            .disk
+            .try_claim()
+            .and_then(|()| copies(&attached.disk.queue_data().stack().paths));
+        let claimed = claimed.map(|paths| {
+            let mut state = self.state.lock();
+            state.attached = None;
+            state.paths_len = paths.iter().map(|path| path.to_bytes().len()).sum();
+            state.paths = paths;
+        });
         // Waits for reads, if it was claimed: this is the last reference then. It is gone before
         // anybody can detach again, for whom theirs is to be the last.
         drop(attached);
@@ -347,14 +392,8 @@ impl Config {
         claimed
     }
 
-    /// Logs why attaching failed, and keeps it for `error`.
-    fn complain(&self, state: &mut State, failure: &Failure) {
-        let text = failure.text.as_str();
-        let path = failure.blob.and_then(|blob| state.paths.get(blob));
-        let line = match path {
-            Some(path) => CString::try_from_fmt(fmt!("{}: {text}", &**path)),
-            None => CString::try_from_fmt(fmt!("{text}")),
-        };
+    /// Logs why something failed, and keeps it for `error`.
+    fn complain(&self, state: &mut State, line: Result<CString>) {
         // There is no memory for the text, but for the error's number.
         let Ok(line) = line else { return };
         pr_err!("{}: {}\n", &*self.name, &*line);
@@ -379,8 +418,11 @@ impl AttributeOperations<0> for Config {
     fn show(this: &Config, page: &mut [u8; PAGE_SIZE]) -> Result<usize> {
         let page = &mut page[..ATTRIBUTE];
         let state = this.state.lock();
+        let attached = state.attached.as_ref();
+        let stack = attached.map(|attached| attached.disk.queue_data().stack());
+        let paths = stack.as_ref().map_or(&state.paths, |stack| &stack.paths);
         let mut len = 0;
-        for path in &state.paths {
+        for path in paths {
             let line = [path.to_bytes(), b"\n"];
             // What does not fit is left out: there is no more.
             for part in line {
@@ -495,6 +537,7 @@ impl AttributeOperations<5> for Config {
             return Ok(0);
         };
         let device = attached.disk.queue_data();
+        let stack = device.stack();
         print(
             page,
             fmt!(
@@ -504,10 +547,44 @@ impl AttributeOperations<5> for Config {
                 device.counts.direct.load(Relaxed),
                 device.counts.sectors.load(Relaxed),
                 device.counts.errors.load(Relaxed),
-                device.content().index_memory(),
-                device.content().table_memory(),
+                stack.content.index_memory(),
+                stack.content.table_memory(),
             ),
         )
+    }
+}
+
+#[vtable]
+impl AttributeOperations<6> for Config {
+    type Data = Config;
+
+    /// There is nothing to tell: `layers` has what came of it.
+    fn show(_: &Config, _: &mut [u8; PAGE_SIZE]) -> Result<usize> {
+        Ok(0)
+    }
+
+    fn store(this: &Config, page: &[u8]) -> Result {
+        // This may be a piece of something longer.
+        if page.len() >= ATTRIBUTE - 1 {
+            return Err(E2BIG);
+        }
+        let line = page.strip_suffix(b"\n").unwrap_or(page);
+        let mut words = line.splitn(3, |byte| *byte == b' ');
+        let mut number = || {
+            let word = core::str::from_utf8(words.next()?).ok()?;
+            word.parse::<usize>().ok()
+        };
+        let first = number().ok_or(EINVAL)?;
+        let nr = number().ok_or(EINVAL)?;
+        let path = words.next().ok_or(EINVAL)?;
+        if !path.starts_with(b"/") || path.contains(&b'\n') {
+            return Err(EINVAL);
+        }
+        let mut name = KVec::with_capacity(path.len() + 1, GFP_KERNEL)?;
+        name.extend_from_slice(path, GFP_KERNEL)?;
+        name.push(0, GFP_KERNEL)?;
+        let path = CStr::from_bytes_with_nul(&name).map_err(|_| EINVAL)?;
+        this.exchange(first, nr, path)
     }
 }
 

@@ -7,6 +7,7 @@ use crate::blob::{
     ReadError, //
 };
 use crate::platform::Kernel;
+use crate::stack::parts;
 use core::fmt::{
     Display,
     Write, //
@@ -44,11 +45,22 @@ pub(crate) enum Content {
 impl Content {
     /// Opens the layers at `paths`, bottom to top.
     pub(crate) fn open_image(paths: &[CString]) -> Result<Self, Failure> {
-        let mut layers = KVVec::with_capacity(paths.len().min(MAX_LAYERS), GFP_KERNEL)
-            .map_err(|_| Failure::whole(ENOMEM, "out of memory"))?;
-        let mut budget = Budget::new(MAX_MEMORY);
+        let no_memory = |_| Failure::whole(ENOMEM, "out of memory");
+        let mut blobs =
+            KVVec::with_capacity(paths.len().min(MAX_LAYERS), GFP_KERNEL).map_err(no_memory)?;
         for (i, path) in paths.iter().enumerate() {
             let blob = Blob::open(path).map_err(|error| Failure::open(i, error))?;
+            blobs.push(blob, GFP_KERNEL).map_err(no_memory)?;
+        }
+        Self::merge(blobs)
+    }
+
+    /// The image of the layers in `blobs`, bottom to top.
+    fn merge(blobs: KVVec<Blob>) -> Result<Self, Failure> {
+        let mut layers = KVVec::with_capacity(blobs.len(), GFP_KERNEL)
+            .map_err(|_| Failure::whole(ENOMEM, "out of memory"))?;
+        let mut budget = Budget::new(MAX_MEMORY);
+        for (i, blob) in blobs.into_iter().enumerate() {
             let layer = Layer::open_within(blob, &mut budget)
                 .map_err(|error| Failure::new(Some(i), &error))?;
             layers
@@ -58,6 +70,36 @@ impl Content {
         Image::new(layers)
             .map(Self::Image)
             .map_err(|error| Failure::new(None, &error))
+    }
+
+    /// The same image with the layer at `path` in place of the `nr` layers from `first` on, and as
+    /// large. Files of the others are not opened again, but their indexes are read again: merging
+    /// took these apart.
+    pub(crate) fn exchanged(&self, first: usize, nr: usize, path: &CStr) -> Result<Self, Failure> {
+        let no_memory = |_| Failure::whole(ENOMEM, "out of memory");
+        let Self::Image(image) = self else {
+            return Err(Failure::whole(EOPNOTSUPP, "a zfile has no layers"));
+        };
+        let Some((before, after)) = parts(image.layers(), first, nr) else {
+            return Err(Failure::whole(EINVAL, "it has no such layers"));
+        };
+        if before.len() + after.len() >= MAX_LAYERS {
+            return Err(Failure::whole(E2BIG, "too many layers"));
+        }
+        let mut blobs =
+            KVVec::with_capacity(before.len() + 1 + after.len(), GFP_KERNEL).map_err(no_memory)?;
+        let new = Blob::open(path).map_err(|error| Failure::open(first, error))?;
+        let kept = |layer: &Layer<Blob, Kernel>| layer.file().source().clone();
+        let (before, after) = (before.iter().map(kept), after.iter().map(kept));
+        for blob in Iterator::chain(Iterator::chain(before, [new]), after) {
+            blobs.push(blob, GFP_KERNEL).map_err(no_memory)?;
+        }
+
+        let exchanged = Self::merge(blobs)?;
+        if exchanged.sectors() != self.sectors() {
+            return Err(Failure::whole(EINVAL, "the disk would have another size"));
+        }
+        Ok(exchanged)
     }
 
     /// Opens the zfile at `paths`, which is one.
@@ -161,7 +203,7 @@ impl Content {
     }
 }
 
-/// Why something could not be attached.
+/// Why something could not be attached, or exchanged.
 pub(crate) struct Failure {
     /// Which of the paths it was about.
     pub(crate) blob: Option<usize>,
@@ -184,6 +226,15 @@ impl Failure {
             error,
             text: Text::new(&format_args!("cannot be opened: {}", ReadError(error))),
         }
+    }
+
+    /// What is said of it, `path` being that of the blob.
+    pub(crate) fn line(&self, path: Option<&CStr>) -> Result<CString> {
+        let text = self.text.as_str();
+        Ok(match path {
+            Some(path) => CString::try_from_fmt(fmt!("{path}: {text}")),
+            None => CString::try_from_fmt(fmt!("{text}")),
+        }?)
     }
 
     /// Something wrong with all of it.

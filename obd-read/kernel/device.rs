@@ -5,6 +5,7 @@
 use crate::blob::ReadError;
 use crate::content::{
     Content,
+    Failure,
     Text, //
 };
 use crate::platform::Kernel;
@@ -12,6 +13,7 @@ use crate::scratch::{
     Pool,
     MAX_READERS, //
 };
+use crate::stack::Stack;
 use core::{
     pin::Pin,
     slice, //
@@ -76,10 +78,7 @@ pub(crate) struct Device {
     /// Dropped first: its last work may just have ended its request.
     queue: OwnedQueue,
     name: CString,
-    content: Content,
-    /// What reads of the content read in turn.
-    below: Below,
-    paths: KVec<CString>,
+    /// What is read, and with what.
     #[pin]
     pool: Pool,
     #[pin]
@@ -114,10 +113,6 @@ impl Device {
         let tags = Arc::pin_init(TagSet::with_flags(queues, DEPTH, 1, flags), GFP_KERNEL)?;
         let sectors = content.sectors();
         let needs = content.needs();
-        let below = match content.is_on_devices() {
-            true => Below::Devices,
-            false => Below::Files,
-        };
         let queue = OwnedQueue::new(
             fmt!("obd{number}"),
             QueueFlags::UNBOUND | QueueFlags::MEM_RECLAIM,
@@ -127,10 +122,7 @@ impl Device {
             try_pin_init!(Device {
                 queue,
                 name: CString::try_from_fmt(fmt!("obd{number}"))?,
-                content,
-                below,
-                paths,
-                pool <- Pool::new(needs),
+                pool <- Pool::new(Stack::new(content, paths)),
                 complaints <- RateLimit::new(),
                 counts: Counts {
                     reads: Atomic::new(0),
@@ -156,15 +148,21 @@ impl Device {
             .build(fmt!("obd{number}"), tags, device)
     }
 
-    /// What is on the disk.
-    pub(crate) fn content(&self) -> &Content {
-        &self.content
+    /// What is on the disk now.
+    pub(crate) fn stack(&self) -> Arc<Stack> {
+        self.pool.stack()
     }
 
-    /// Fills the memory of `rq`; on failure, says where that was.
+    /// Puts the layer at `path` in place of the `nr` layers from `first` on, at once. Reads that
+    /// have begun end with the layers they began with, which are closed after the last of them.
+    pub(crate) fn exchange(&self, first: usize, nr: usize, path: &CStr) -> Result<(), Failure> {
+        self.pool.exchange(|stack| stack.exchanged(first, nr, path))
+    }
+
+    /// Fills the memory of `rq` from `stack`; on failure, says where that was.
     fn read(
-        &self,
         rq: &Request<Disk>,
+        stack: &Stack,
         scratch: &mut Scratch<Kernel>,
     ) -> Result<(), (u64, LayerError<ReadError>)> {
         let mut offset = rq.sector() << SECTOR_SHIFT;
@@ -179,7 +177,8 @@ impl Device {
             // ever taken from it. So other writers spoil its content and nothing else, and get
             // what they asked for.
             let buf = unsafe { slice::from_raw_parts_mut(segment.as_ptr(), segment.len()) };
-            self.content
+            stack
+                .content
                 .read(offset, buf, ahead, scratch)
                 .map_err(|error| (offset, error))?;
             offset += segment.len() as u64;
@@ -191,11 +190,14 @@ impl Device {
     /// wait for I/O here, and a buffer is there. See the crate's documentation for the rule.
     ///
     /// Whatever fails is left to a worker, as are signals: it has none, and says what is wrong.
-    fn read_directly(&self, rq: &Request<Disk>, is_last: bool) -> bool {
+    fn read_directly(&self, rq: &Request<Disk>, below: Below, is_last: bool) -> bool {
         is_last
-            && (rq.submitter_waits() || self.is_awaited(rq))
-            && in_submitter(self.below, || {
-                self.pool.try_with(|scratch| self.read(rq, scratch).is_ok())
+            && (rq.submitter_waits() || Self::is_awaited(rq, below))
+            && in_submitter(below, || {
+                self.pool.try_with(|stack, scratch| {
+                    // The layers may have been exchanged since it was looked at.
+                    stack.below == below && Self::read(rq, stack, scratch).is_ok()
+                })
             })
             .flatten()
             .unwrap_or(false)
@@ -203,24 +205,18 @@ impl Device {
 
     /// Whether somebody waits for what is read ahead: a single page is what a reader at random
     /// wants. He has a lock of the page cache's above, so that none below may be taken.
-    fn is_awaited(&self, rq: &Request<Disk>) -> bool {
-        self.below == Below::Devices && rq.len_bytes() as usize == PAGE_SIZE && rq.reads_ahead()
-    }
-
-    /// Fills the memory of `rq` with zeros, if that is what it is to have.
-    fn read_zeros(&self, rq: &Request<Disk>) -> bool {
-        let offset = rq.sector() << SECTOR_SHIFT;
-        self.content.is_zeros(offset, rq.len_bytes().into()) && rq.zero().is_ok()
+    fn is_awaited(rq: &Request<Disk>, below: Below) -> bool {
+        below == Below::Devices && rq.len_bytes() as usize == PAGE_SIZE && rq.reads_ahead()
     }
 
     #[cold]
-    fn complain(&self, offset: u64, error: &LayerError<ReadError>) {
+    fn complain(&self, stack: &Stack, offset: u64, error: &LayerError<ReadError>) {
         if !self.complaints.allows(&self.name) {
             return;
         }
         let path = error
             .layer
-            .and_then(|layer| self.paths.get(layer))
+            .and_then(|layer| stack.paths.get(layer))
             .map_or(c"image", |path| path);
         pr_err!(
             "{}: cannot read at byte {}: {}: {}\n",
@@ -273,13 +269,18 @@ impl mq::Operations for Disk {
         if rq.op() != Op::Read {
             return Err((EOPNOTSUPP, rq));
         }
-        if device.read_zeros(&rq) {
+        let (is_zeros, below) = device.pool.glance(|stack| {
+            let offset = rq.sector() << SECTOR_SHIFT;
+            let is_zeros = stack.content.is_zeros(offset, rq.len_bytes().into());
+            (is_zeros, stack.below)
+        });
+        if is_zeros && rq.zero().is_ok() {
             device.counts.zeros.add(1, Relaxed);
             device.count(&rq, Ok(()));
             end(rq, Ok(()));
             return Ok(());
         }
-        if device.read_directly(&rq, is_last) {
+        if device.read_directly(&rq, below, is_last) {
             device.counts.direct.add(1, Relaxed);
             device.count(&rq, Ok(()));
             end(rq, Ok(()));
@@ -299,12 +300,14 @@ impl mq::Operations for Disk {
 impl RequestWork for Disk {
     fn run(rq: ARef<Request<Self>>) {
         let device = rq.queue_data();
-        let result = without_io(|| device.pool.with(|scratch| device.read(&rq, scratch))).map_err(
-            |(offset, error)| {
-                device.complain(offset, &error);
-                EIO
-            },
-        );
+        let result = without_io(|| {
+            device.pool.with(|stack, scratch| {
+                Device::read(&rq, stack, scratch).map_err(|(offset, error)| {
+                    device.complain(stack, offset, &error);
+                    EIO
+                })
+            })
+        });
         device.count(&rq, result);
         end(rq, result);
     }
