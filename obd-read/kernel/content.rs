@@ -36,8 +36,10 @@ use obd_core::{
     SECTOR, //
 };
 
-/// An open image, or an open zfile of something else.
+/// An open image, which may have no layers, or an open zfile of something else.
 pub(crate) enum Content {
+    /// No layer yet: so many sectors of zeros.
+    Empty(u64),
     Image(Image<Blob, Kernel, KVVec<Layer<Blob, Kernel>>>),
     ZFile(ZFile<Blob, Kernel>),
 }
@@ -77,10 +79,12 @@ impl Content {
     /// took these apart.
     pub(crate) fn exchanged(&self, first: usize, nr: usize, path: &CStr) -> Result<Self, Failure> {
         let no_memory = |_| Failure::whole(ENOMEM, "out of memory");
-        let Self::Image(image) = self else {
-            return Err(Failure::whole(EOPNOTSUPP, "a zfile has no layers"));
+        let layers = match self {
+            Self::Empty(_) => &[],
+            Self::Image(image) => image.layers(),
+            Self::ZFile(_) => return Err(Failure::whole(EOPNOTSUPP, "a zfile has no layers")),
         };
-        let Some((before, after)) = parts(image.layers(), first, nr) else {
+        let Some((before, after)) = parts(layers, first, nr) else {
             return Err(Failure::whole(EINVAL, "it has no such layers"));
         };
         if before.len() + after.len() >= MAX_LAYERS {
@@ -122,6 +126,7 @@ impl Content {
     /// Size in sectors; the last one of a zfile may be filled up with zeros.
     pub(crate) fn sectors(&self) -> u64 {
         match self {
+            Self::Empty(sectors) => *sectors,
             Self::Image(image) => image.size() / SECTOR,
             Self::ZFile(file) => file.size().div_ceil(SECTOR),
         }
@@ -130,6 +135,7 @@ impl Content {
     /// What reading needs of a [`Scratch`].
     pub(crate) fn needs(&self) -> Needs {
         match self {
+            Self::Empty(_) => Needs::default(),
             Self::Image(image) => image.needs(),
             Self::ZFile(file) => file.needs(),
         }
@@ -139,13 +145,14 @@ impl Content {
     pub(crate) fn index_memory(&self) -> usize {
         match self {
             Self::Image(image) => image.index().memory(),
-            Self::ZFile(_) => 0,
+            Self::Empty(_) | Self::ZFile(_) => 0,
         }
     }
 
     /// Bytes of memory that the jump tables take.
     pub(crate) fn table_memory(&self) -> usize {
         match self {
+            Self::Empty(_) => 0,
             Self::Image(image) => image
                 .layers()
                 .iter()
@@ -160,6 +167,7 @@ impl Content {
     /// [`Blob::is_on_device`].
     pub(crate) fn is_on_devices(&self) -> bool {
         match self {
+            Self::Empty(_) => true,
             Self::Image(image) => image
                 .layers()
                 .iter()
@@ -171,6 +179,7 @@ impl Content {
     /// Whether all of a range is zeros, so that reading it takes no I/O.
     pub(crate) fn is_zeros(&self, offset: u64, len: u64) -> bool {
         match self {
+            Self::Empty(_) => true,
             Self::Image(image) => image.pieces(offset, len).is_ok_and(|mut pieces| {
                 pieces.all(|piece| !matches!(piece.what, Contents::Data { .. }))
             }),
@@ -188,6 +197,10 @@ impl Content {
         scratch: &mut Scratch<Kernel>,
     ) -> Result<(), LayerError<ReadError>> {
         match self {
+            Self::Empty(_) => {
+                buf.fill(0);
+                Ok(())
+            }
             Self::Image(image) => image.read_next(offset, buf, ahead, scratch),
             Self::ZFile(file) => {
                 let there = file.size().saturating_sub(offset).min(buf.len() as u64) as usize;

@@ -17,6 +17,8 @@ use kernel::{
 ///
 /// [`Pool::exchange`]: crate::scratch::Pool::exchange
 pub(crate) struct Stack {
+    /// How many there were before this one.
+    pub(crate) number: u64,
     pub(crate) content: Content,
     /// What reads of the content read in turn.
     pub(crate) below: Below,
@@ -25,13 +27,18 @@ pub(crate) struct Stack {
 }
 
 impl Stack {
-    /// `content` of `paths`.
+    /// `content` of `paths`, the first that a disk has.
     pub(crate) fn new(content: Content, paths: KVec<CString>) -> Self {
+        Self::numbered(0, content, paths)
+    }
+
+    fn numbered(number: u64, content: Content, paths: KVec<CString>) -> Self {
         let below = match content.is_on_devices() {
             true => Below::Devices,
             false => Below::Files,
         };
         Self {
+            number,
             content,
             below,
             paths,
@@ -43,7 +50,7 @@ impl Stack {
         let content = self.content.exchanged(first, nr, path)?;
         let paths = self.paths_exchanged(first, nr, path);
         let paths = paths.map_err(|error| Failure::whole(error, "out of memory"))?;
-        Ok(Self::new(content, paths))
+        Ok(Self::numbered(self.number + 1, content, paths))
     }
 
     fn paths_exchanged(&self, first: usize, nr: usize, path: &CStr) -> Result<KVec<CString>> {

@@ -9,6 +9,7 @@ mod lbio;
 mod lbio_raw;
 mod obd;
 mod obd_userspace;
+mod obd_writable;
 pub(super) mod race;
 mod stack;
 mod virtual_time;

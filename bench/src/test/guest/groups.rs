@@ -16,6 +16,7 @@ use super::{
     lbio_raw,
     obd,
     obd_userspace,
+    obd_writable,
     stack, //
 };
 use crate::guest::Iommu;
@@ -255,6 +256,12 @@ const OBD: Group = Group {
         ("configuration", obd::configuration),
         ("exchange", obd::exchange),
         ("detach-under-load", obd::detach_under_load),
+        ("writable-model", obd_writable::model),
+        ("writable-verified", obd_writable::verified),
+        ("writable-flushes", obd_writable::flushes),
+        ("writable-writers-die", obd_writable::writers_die),
+        ("writable-detach", obd_writable::detach),
+        ("writable-hostile", obd_writable::hostile),
         ("unload", obd::unload),
     ],
     ..PLAIN
@@ -272,6 +279,12 @@ const OBD_DEBUG: Group = Group {
         ("stacked", obd::stacked),
         ("exchange", obd::exchange),
         ("detach-under-load", obd::detach_under_load),
+        ("writable-model", obd_writable::model),
+        ("writable-verified", obd_writable::verified),
+        ("writable-flushes", obd_writable::flushes),
+        ("writable-writers-die", obd_writable::writers_die),
+        ("writable-detach", obd_writable::detach),
+        ("writable-hostile", obd_writable::hostile),
         ("unload", obd::unload),
     ],
     ..OBD
