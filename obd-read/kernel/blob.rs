@@ -41,7 +41,8 @@ use obd_core::{
 /// The file system that devices are configured in.
 const CONFIGFS_MAGIC: u64 = bindings::CONFIGFS_MAGIC as u64;
 
-/// An open blob; its size is what it was when it was opened.
+/// An open blob; its size is what it was when it was opened. A clone is the same open file.
+#[derive(Clone)]
 pub(crate) struct Blob {
     file: ARef<File>,
     size: u64,

@@ -7,9 +7,22 @@
 //! | `layers` | absolute paths, bottom to top, one per line; writes add, an empty line clears |
 //! | `zfile` | 1: `layers` is one zfile, whose content is the device |
 //! | `power` | 1 attaches, 0 detaches |
+//! | `exchange` | `FIRST NR PATH`: puts a layer in place of those from FIRST on, while attached |
 //! | `device` | the disk's name while it is attached |
 //! | `error` | why attaching failed, the last time |
+//! | `writable` | 1: the disk can be written to, see the table below |
 //! | `stats` | sizes and counters while it is attached |
+//!
+//! What a writable disk has besides, fixed while it is attached:
+//!
+//! | file | |
+//! |---|---|
+//! | `size` | bytes of the disk; without layers, else 0 or the image's |
+//! | `volatile` | 1: flushes do not wait for the writer |
+//! | `memory` | bytes of memory that written blocks may take; who writes more waits |
+//! | `commit_bytes` | so many are enough for a layer; 0: half of that |
+//! | `commit_ms` | so old they may get; 0: any age |
+//! | `writer_ms` | so long there may be no writer; 0: for good |
 //!
 //! A device's lock is never held over I/O. Attaching and detaching mark the
 //! device as busy under it and do their work without it: files are opened, which
@@ -29,8 +42,22 @@ use crate::device::{
     Device,
     Disk, //
 };
+use crate::dirty::Limits;
+use crate::layer0::{
+    BLOCK,
+    MAX_BYTES,
+    SUPPORTED, //
+};
+use crate::stack::{
+    copies,
+    parts, //
+};
+use crate::writer::Seat;
 use kernel::{
-    block::mq::gen_disk::GenDisk,
+    block::{
+        mq::gen_disk::GenDisk,
+        SECTOR_SHIFT, //
+    },
     configfs::{
         self,
         configfs_attrs,
@@ -69,6 +96,9 @@ const MAX_PATHS: usize = MAX_LAYERS << 10;
 /// Bytes of an attribute, however large a page is: `SIMPLE_ATTR_SIZE` of configfs. A write is cut
 /// into pieces of one less.
 const ATTRIBUTE: usize = 4096;
+
+/// Least memory of a writable disk.
+const MIN_MEMORY: u64 = 64 << 10;
 
 /// The driver's folder in configfs.
 pub(crate) fn subsystem() -> impl PinInit<configfs::Subsystem<Devices>, Error> {
@@ -128,6 +158,14 @@ impl GroupOperations for Devices {
                 device: 3,
                 error: 4,
                 stats: 5,
+                exchange: 6,
+                writable: 7,
+                size: 8,
+                volatile: 9,
+                memory: 10,
+                commit_bytes: 11,
+                commit_ms: 12,
+                writer_ms: 13,
             ],
         };
 
@@ -205,10 +243,79 @@ struct State {
     /// Bytes in `paths`.
     paths_len: usize,
     zfile: bool,
+    options: Options,
     error: Option<CString>,
     attached: Option<Arc<Attached>>,
     /// Somebody attaches or detaches it, and nobody else changes anything.
     busy: bool,
+}
+
+/// What a disk is to be that can be written to.
+#[derive(Clone, Copy)]
+struct Options {
+    writable: bool,
+    volatile: bool,
+    size: u64,
+    memory: u64,
+    commit_bytes: u64,
+    commit_ms: u32,
+    writer_ms: u32,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            writable: false,
+            volatile: false,
+            size: 0,
+            memory: 64 << 20,
+            commit_bytes: 0,
+            commit_ms: 5000,
+            writer_ms: 30_000,
+        }
+    }
+}
+
+impl Options {
+    /// Opens the image at `paths`, of the size that is wanted.
+    fn open(&self, paths: &[CString]) -> Result<Content, Failure> {
+        let wrong = |error, text| Err(Failure::whole(error, text));
+        if !SUPPORTED {
+            return wrong(EOPNOTSUPP, "pages are larger than blocks");
+        }
+        let content = match paths {
+            [] => Content::Empty(self.size >> SECTOR_SHIFT),
+            paths => Content::open_image(paths)?,
+        };
+        let bytes = content.sectors() << SECTOR_SHIFT;
+        if bytes == 0 || bytes % BLOCK as u64 != 0 || bytes > MAX_BYTES {
+            return wrong(EOPNOTSUPP, "a disk of this size cannot be written to");
+        }
+        if self.size != 0 && self.size != bytes {
+            return wrong(EINVAL, "the image has another size");
+        }
+        Ok(content)
+    }
+
+    /// The same for a disk that has `content`.
+    fn limits(&self, content: &Content) -> Result<Limits, Failure> {
+        let commit_bytes = match self.commit_bytes {
+            0 => self.memory / 2,
+            bytes => bytes,
+        };
+        if self.memory < MIN_MEMORY || commit_bytes > self.memory {
+            return Err(Failure::whole(EINVAL, "too little memory"));
+        }
+        let bytes = |bytes: u64| usize::try_from(bytes).unwrap_or(usize::MAX / 2);
+        Ok(Limits {
+            size: content.sectors() << SECTOR_SHIFT,
+            memory: bytes(self.memory),
+            commit_bytes: bytes(commit_bytes),
+            commit_ms: self.commit_ms,
+            writer_ms: self.writer_ms,
+            volatile: self.volatile,
+        })
+    }
 }
 
 impl State {
@@ -237,8 +344,10 @@ impl State {
 }
 
 /// A disk and its number, which is given back after it.
-#[pin_data]
+#[pin_data(PinnedDrop)]
 struct Attached {
+    /// Its writer's, if it can have one.
+    seat: Option<Arc<Seat>>,
     disk: GenDisk<Disk>,
     number: Number,
     /// Drops it.
@@ -248,6 +357,16 @@ struct Attached {
 
 impl_has_work! {
     impl HasWork<Self> for Attached { self.work }
+}
+
+#[pinned_drop]
+impl PinnedDrop for Attached {
+    fn drop(self: Pin<&mut Self>) {
+        // The disk waits for requests, which wait for the writer.
+        if let Some(seat) = &self.seat {
+            seat.close();
+        }
+    }
 }
 
 impl WorkItem for Attached {
@@ -279,17 +398,14 @@ impl Config {
         if state.attached.is_some() {
             return Ok(());
         }
-        let mut paths = KVec::with_capacity(state.paths.len(), GFP_KERNEL)?;
-        for path in &state.paths {
-            let path: &CStr = path;
-            paths.push(path.try_into()?, GFP_KERNEL)?;
-        }
+        let paths = copies(&state.paths)?;
         let zfile = state.zfile;
+        let options = state.options;
         state.error = None;
         state.busy = true;
         drop(state);
 
-        let opened = self.open(paths, zfile);
+        let opened = self.open(paths, zfile, options);
 
         let mut state = self.state.lock();
         state.busy = false;
@@ -299,28 +415,116 @@ impl Config {
                 Ok(())
             }
             Err(failure) => {
-                self.complain(&mut state, &failure);
+                let path = failure.blob.and_then(|blob| state.paths.get(blob));
+                let line = failure.line(path.map(|path| &**path));
+                self.complain(&mut state, line);
                 Err(failure.error)
             }
         }
     }
 
-    fn open(&self, paths: KVec<CString>, zfile: bool) -> Result<Arc<Attached>, Failure> {
+    /// Waits for all that was written to be in the image of a disk that is claimed, if it is to be
+    /// kept, or lets it be opened again.
+    fn drain(&self, attached: &Attached) -> Result {
+        let device = attached.disk.queue_data();
+        let Some(dirty) = device.dirty().filter(|dirty| !dirty.limits.volatile) else {
+            return Ok(());
+        };
+        dirty.drain().inspect_err(|error| {
+            attached.disk.unclaim();
+            if *error == EBUSY {
+                let text = fmt!("there is something to be written, and no writer");
+                self.complain(
+                    &mut self.state.lock(),
+                    CString::try_from_fmt(text).map_err(Into::into),
+                );
+            }
+        })
+    }
+
+    /// Puts the layer at `path` in place of the `nr` layers from `first` on.
+    fn exchange(&self, first: usize, nr: usize, path: &CStr) -> Result {
+        let mut state = self.state.lock();
+        if state.busy {
+            return Err(EBUSY);
+        }
+        let attached = state.attached.clone().ok_or(ENODEV)?;
+        // Its writer counts them.
+        if attached.seat.is_some() {
+            return Err(EOPNOTSUPP);
+        }
+        state.error = None;
+        state.busy = true;
+        drop(state);
+
+        let stack = attached.disk.queue_data().stack();
+        let exchanged = attached.disk.queue_data().exchange(first, nr, path);
+        // The last reference is not this one: nobody detaches meanwhile.
+        drop(attached);
+
+        let mut state = self.state.lock();
+        state.busy = false;
+        exchanged.map_err(|failure| {
+            let at = failure
+                .blob
+                .map(|blob| match parts(&stack.paths, first, nr) {
+                    Some((before, after)) => match blob.checked_sub(first + 1) {
+                        Some(behind) => after.get(behind).map_or(path, |path| path),
+                        None => before.get(blob).map_or(path, |path| path),
+                    },
+                    None => path,
+                });
+            let line = failure.line(at);
+            self.complain(&mut state, line);
+            failure.error
+        })
+    }
+
+    fn open(
+        &self,
+        paths: KVec<CString>,
+        zfile: bool,
+        options: Options,
+    ) -> Result<Arc<Attached>, Failure> {
         let other = |error| Failure::whole(error, "no disk can be made");
-        let content = if zfile {
+        if zfile && options.writable {
+            return Err(Failure::whole(EOPNOTSUPP, "a zfile cannot be written to"));
+        }
+        let content = if options.writable {
+            options.open(&paths)?
+        } else if zfile {
             Content::open_zfile(&paths)?
         } else {
             Content::open_image(&paths)?
         };
         let number = self.numbers.take().map_err(other)?;
         let index = u32::try_from(number.number).map_err(|_| other(ENOSPC))?;
-        let disk = Device::attach(index, content, paths).map_err(other)?;
+        let limits = match options.writable {
+            true => Some(options.limits(&content)?),
+            false => None,
+        };
+        let disk = Device::attach(index, content, paths, limits).map_err(other)?;
+        let seat = match limits {
+            Some(_) => {
+                let device: Arc<Device> = disk.queue_data().into();
+                let seat = Seat::open(index, device.clone());
+                // Nothing may wait for a writer who cannot come.
+                Some(seat.inspect_err(|_| device.leave()).map_err(other)?)
+            }
+            None => None,
+        };
+        let guard = seat.clone();
         let attached = try_pin_init!(Attached {
+            seat,
             disk,
             number,
             work <- new_work!("obd::Attached::work"),
         });
-        Arc::pin_init(attached, GFP_KERNEL).map_err(other)
+        let attached = Arc::pin_init(attached, GFP_KERNEL);
+        if let (Err(_), Some(seat)) = (&attached, guard) {
+            seat.close();
+        }
+        attached.map_err(other)
     }
 
     fn detach(&self) -> Result {
@@ -335,10 +539,18 @@ impl Config {
         drop(state);
 
         // Who opens it from here on finds no disk. This may wait for reads, as who closes it does.
-        let claimed = attached.disk.try_claim();
-        if claimed.is_ok() {
-            self.state.lock().attached = None;
-        }
+        // What was exchanged is what is attached the next time.
+        let claimed = attached
+            .disk
+            .try_claim()
+            .and_then(|()| self.drain(&attached))
+            .and_then(|()| copies(&attached.disk.queue_data().stack().paths));
+        let claimed = claimed.map(|paths| {
+            let mut state = self.state.lock();
+            state.attached = None;
+            state.paths_len = paths.iter().map(|path| path.to_bytes().len()).sum();
+            state.paths = paths;
+        });
         // Waits for reads, if it was claimed: this is the last reference then. It is gone before
         // anybody can detach again, for whom theirs is to be the last.
         drop(attached);
@@ -347,14 +559,8 @@ impl Config {
         claimed
     }
 
-    /// Logs why attaching failed, and keeps it for `error`.
-    fn complain(&self, state: &mut State, failure: &Failure) {
-        let text = failure.text.as_str();
-        let path = failure.blob.and_then(|blob| state.paths.get(blob));
-        let line = match path {
-            Some(path) => CString::try_from_fmt(fmt!("{}: {text}", &**path)),
-            None => CString::try_from_fmt(fmt!("{text}")),
-        };
+    /// Logs why something failed, and keeps it for `error`.
+    fn complain(&self, state: &mut State, line: Result<CString>) {
         // There is no memory for the text, but for the error's number.
         let Ok(line) = line else { return };
         pr_err!("{}: {}\n", &*self.name, &*line);
@@ -379,8 +585,11 @@ impl AttributeOperations<0> for Config {
     fn show(this: &Config, page: &mut [u8; PAGE_SIZE]) -> Result<usize> {
         let page = &mut page[..ATTRIBUTE];
         let state = this.state.lock();
+        let attached = state.attached.as_ref();
+        let stack = attached.map(|attached| attached.disk.queue_data().stack());
+        let paths = stack.as_ref().map_or(&state.paths, |stack| &stack.paths);
         let mut len = 0;
-        for path in &state.paths {
+        for path in paths {
             let line = [path.to_bytes(), b"\n"];
             // What does not fit is left out: there is no more.
             for part in line {
@@ -495,20 +704,99 @@ impl AttributeOperations<5> for Config {
             return Ok(0);
         };
         let device = attached.disk.queue_data();
+        let stack = device.stack();
+        let (memory, frozen) = device.dirty().map_or((0, 0), |dirty| dirty.memory());
         print(
             page,
             fmt!(
-                "reads {}\nzeros {}\ndirect {}\nsectors {}\nerrors {}\nindex_bytes {}\ntable_bytes {}\n",
+                "reads {}\nzeros {}\ndirect {}\nsectors {}\nerrors {}\nindex_bytes {}\ntable_bytes {}\n\
+                 writes {}\ndirty_bytes {}\nfrozen_bytes {}\ncommits {}\nfailed_commits {}\n",
                 device.counts.reads.load(Relaxed),
                 device.counts.zeros.load(Relaxed),
                 device.counts.direct.load(Relaxed),
                 device.counts.sectors.load(Relaxed),
                 device.counts.errors.load(Relaxed),
-                device.content().index_memory(),
-                device.content().table_memory(),
+                stack.content.index_memory(),
+                stack.content.table_memory(),
+                device.counts.writes.load(Relaxed),
+                memory,
+                frozen,
+                device.counts.commits.load(Relaxed),
+                device.counts.failed_commits.load(Relaxed),
             ),
         )
     }
+}
+
+#[vtable]
+impl AttributeOperations<6> for Config {
+    type Data = Config;
+
+    /// There is nothing to tell: `layers` has what came of it.
+    fn show(_: &Config, _: &mut [u8; PAGE_SIZE]) -> Result<usize> {
+        Ok(0)
+    }
+
+    fn store(this: &Config, page: &[u8]) -> Result {
+        // This may be a piece of something longer.
+        if page.len() >= ATTRIBUTE - 1 {
+            return Err(E2BIG);
+        }
+        let line = page.strip_suffix(b"\n").unwrap_or(page);
+        let mut words = line.splitn(3, |byte| *byte == b' ');
+        let mut number = || {
+            let word = core::str::from_utf8(words.next()?).ok()?;
+            word.parse::<usize>().ok()
+        };
+        let first = number().ok_or(EINVAL)?;
+        let nr = number().ok_or(EINVAL)?;
+        let path = words.next().ok_or(EINVAL)?;
+        if !path.starts_with(b"/") || path.contains(&b'\n') {
+            return Err(EINVAL);
+        }
+        let mut name = KVec::with_capacity(path.len() + 1, GFP_KERNEL)?;
+        name.extend_from_slice(path, GFP_KERNEL)?;
+        name.push(0, GFP_KERNEL)?;
+        let path = CStr::from_bytes_with_nul(&name).map_err(|_| EINVAL)?;
+        this.exchange(first, nr, path)
+    }
+}
+
+/// A file with one value of [`Options`], which `parse` makes of what is written.
+macro_rules! option {
+    ($id:literal, $field:ident, $parse:expr, $show:expr) => {
+        #[vtable]
+        impl AttributeOperations<$id> for Config {
+            type Data = Config;
+
+            fn show(this: &Config, page: &mut [u8; PAGE_SIZE]) -> Result<usize> {
+                let value = this.state.lock().options.$field;
+                print(page, fmt!("{}\n", $show(value)))
+            }
+
+            fn store(this: &Config, page: &[u8]) -> Result {
+                let value = $parse(page)?;
+                this.change(|state| {
+                    state.options.$field = value;
+                    Ok(())
+                })
+            }
+        }
+    };
+}
+
+option!(7, writable, kstrtobool_bytes, u8::from);
+option!(8, size, number, u64::from);
+option!(9, volatile, kstrtobool_bytes, u8::from);
+option!(10, memory, number, u64::from);
+option!(11, commit_bytes, number, u64::from);
+option!(12, commit_ms, number, u32::from);
+option!(13, writer_ms, number, u32::from);
+
+/// The number that was written to an attribute.
+fn number<T: core::str::FromStr>(page: &[u8]) -> Result<T> {
+    let text = core::str::from_utf8(page).map_err(|_| EINVAL)?;
+    text.trim_ascii().parse().map_err(|_| EINVAL)
 }
 
 /// Prints to an attribute; [`EMSGSIZE`] if it does not fit.

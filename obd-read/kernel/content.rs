@@ -7,6 +7,7 @@ use crate::blob::{
     ReadError, //
 };
 use crate::platform::Kernel;
+use crate::stack::parts;
 use core::fmt::{
     Display,
     Write, //
@@ -35,8 +36,10 @@ use obd_core::{
     SECTOR, //
 };
 
-/// An open image, or an open zfile of something else.
+/// An open image, which may have no layers, or an open zfile of something else.
 pub(crate) enum Content {
+    /// No layer yet: so many sectors of zeros.
+    Empty(u64),
     Image(Image<Blob, Kernel, KVVec<Layer<Blob, Kernel>>>),
     ZFile(ZFile<Blob, Kernel>),
 }
@@ -44,11 +47,22 @@ pub(crate) enum Content {
 impl Content {
     /// Opens the layers at `paths`, bottom to top.
     pub(crate) fn open_image(paths: &[CString]) -> Result<Self, Failure> {
-        let mut layers = KVVec::with_capacity(paths.len().min(MAX_LAYERS), GFP_KERNEL)
-            .map_err(|_| Failure::whole(ENOMEM, "out of memory"))?;
-        let mut budget = Budget::new(MAX_MEMORY);
+        let no_memory = |_| Failure::whole(ENOMEM, "out of memory");
+        let mut blobs =
+            KVVec::with_capacity(paths.len().min(MAX_LAYERS), GFP_KERNEL).map_err(no_memory)?;
         for (i, path) in paths.iter().enumerate() {
             let blob = Blob::open(path).map_err(|error| Failure::open(i, error))?;
+            blobs.push(blob, GFP_KERNEL).map_err(no_memory)?;
+        }
+        Self::merge(blobs)
+    }
+
+    /// The image of the layers in `blobs`, bottom to top.
+    fn merge(blobs: KVVec<Blob>) -> Result<Self, Failure> {
+        let mut layers = KVVec::with_capacity(blobs.len(), GFP_KERNEL)
+            .map_err(|_| Failure::whole(ENOMEM, "out of memory"))?;
+        let mut budget = Budget::new(MAX_MEMORY);
+        for (i, blob) in blobs.into_iter().enumerate() {
             let layer = Layer::open_within(blob, &mut budget)
                 .map_err(|error| Failure::new(Some(i), &error))?;
             layers
@@ -58,6 +72,38 @@ impl Content {
         Image::new(layers)
             .map(Self::Image)
             .map_err(|error| Failure::new(None, &error))
+    }
+
+    /// The same image with the layer at `path` in place of the `nr` layers from `first` on, and as
+    /// large. Files of the others are not opened again, but their indexes are read again: merging
+    /// took these apart.
+    pub(crate) fn exchanged(&self, first: usize, nr: usize, path: &CStr) -> Result<Self, Failure> {
+        let no_memory = |_| Failure::whole(ENOMEM, "out of memory");
+        let layers = match self {
+            Self::Empty(_) => &[],
+            Self::Image(image) => image.layers(),
+            Self::ZFile(_) => return Err(Failure::whole(EOPNOTSUPP, "a zfile has no layers")),
+        };
+        let Some((before, after)) = parts(layers, first, nr) else {
+            return Err(Failure::whole(EINVAL, "it has no such layers"));
+        };
+        if before.len() + after.len() >= MAX_LAYERS {
+            return Err(Failure::whole(E2BIG, "too many layers"));
+        }
+        let mut blobs =
+            KVVec::with_capacity(before.len() + 1 + after.len(), GFP_KERNEL).map_err(no_memory)?;
+        let new = Blob::open(path).map_err(|error| Failure::open(first, error))?;
+        let kept = |layer: &Layer<Blob, Kernel>| layer.file().source().clone();
+        let (before, after) = (before.iter().map(kept), after.iter().map(kept));
+        for blob in Iterator::chain(Iterator::chain(before, [new]), after) {
+            blobs.push(blob, GFP_KERNEL).map_err(no_memory)?;
+        }
+
+        let exchanged = Self::merge(blobs)?;
+        if exchanged.sectors() != self.sectors() {
+            return Err(Failure::whole(EINVAL, "the disk would have another size"));
+        }
+        Ok(exchanged)
     }
 
     /// Opens the zfile at `paths`, which is one.
@@ -80,6 +126,7 @@ impl Content {
     /// Size in sectors; the last one of a zfile may be filled up with zeros.
     pub(crate) fn sectors(&self) -> u64 {
         match self {
+            Self::Empty(sectors) => *sectors,
             Self::Image(image) => image.size() / SECTOR,
             Self::ZFile(file) => file.size().div_ceil(SECTOR),
         }
@@ -88,6 +135,7 @@ impl Content {
     /// What reading needs of a [`Scratch`].
     pub(crate) fn needs(&self) -> Needs {
         match self {
+            Self::Empty(_) => Needs::default(),
             Self::Image(image) => image.needs(),
             Self::ZFile(file) => file.needs(),
         }
@@ -97,13 +145,14 @@ impl Content {
     pub(crate) fn index_memory(&self) -> usize {
         match self {
             Self::Image(image) => image.index().memory(),
-            Self::ZFile(_) => 0,
+            Self::Empty(_) | Self::ZFile(_) => 0,
         }
     }
 
     /// Bytes of memory that the jump tables take.
     pub(crate) fn table_memory(&self) -> usize {
         match self {
+            Self::Empty(_) => 0,
             Self::Image(image) => image
                 .layers()
                 .iter()
@@ -118,6 +167,7 @@ impl Content {
     /// [`Blob::is_on_device`].
     pub(crate) fn is_on_devices(&self) -> bool {
         match self {
+            Self::Empty(_) => true,
             Self::Image(image) => image
                 .layers()
                 .iter()
@@ -129,6 +179,7 @@ impl Content {
     /// Whether all of a range is zeros, so that reading it takes no I/O.
     pub(crate) fn is_zeros(&self, offset: u64, len: u64) -> bool {
         match self {
+            Self::Empty(_) => true,
             Self::Image(image) => image.pieces(offset, len).is_ok_and(|mut pieces| {
                 pieces.all(|piece| !matches!(piece.what, Contents::Data { .. }))
             }),
@@ -146,6 +197,10 @@ impl Content {
         scratch: &mut Scratch<Kernel>,
     ) -> Result<(), LayerError<ReadError>> {
         match self {
+            Self::Empty(_) => {
+                buf.fill(0);
+                Ok(())
+            }
             Self::Image(image) => image.read_next(offset, buf, ahead, scratch),
             Self::ZFile(file) => {
                 let there = file.size().saturating_sub(offset).min(buf.len() as u64) as usize;
@@ -161,7 +216,7 @@ impl Content {
     }
 }
 
-/// Why something could not be attached.
+/// Why something could not be attached, or exchanged.
 pub(crate) struct Failure {
     /// Which of the paths it was about.
     pub(crate) blob: Option<usize>,
@@ -184,6 +239,15 @@ impl Failure {
             error,
             text: Text::new(&format_args!("cannot be opened: {}", ReadError(error))),
         }
+    }
+
+    /// What is said of it, `path` being that of the blob.
+    pub(crate) fn line(&self, path: Option<&CStr>) -> Result<CString> {
+        let text = self.text.as_str();
+        Ok(match path {
+            Some(path) => CString::try_from_fmt(fmt!("{path}: {text}")),
+            None => CString::try_from_fmt(fmt!("{text}")),
+        }?)
     }
 
     /// Something wrong with all of it.

@@ -5,17 +5,22 @@
 use crate::blob::ReadError;
 use crate::content::{
     Content,
+    Failure,
     Text, //
 };
+use crate::dirty::{
+    Dirty,
+    Limits,
+    Written, //
+};
+use crate::layer0::BLOCK;
 use crate::platform::Kernel;
 use crate::scratch::{
     Pool,
     MAX_READERS, //
 };
-use core::{
-    pin::Pin,
-    slice, //
-};
+use crate::stack::Stack;
+use core::slice;
 use kernel::{
     alloc::scope::without_io,
     block::{
@@ -49,6 +54,7 @@ use kernel::{
             Relaxed, //
         },
         Arc,
+        ArcBorrow, //
     },
     workqueue::{
         impl_has_work,
@@ -68,20 +74,23 @@ const DEPTH: u32 = 64;
 /// Largest request, in sectors. Larger reads are split, so that several CPUs decode.
 const MAX_SECTORS: u32 = 256 << (10 - SECTOR_SHIFT);
 
-/// What reads need, and what they count.
+/// Largest request to discard or zero, in sectors.
+const MAX_ZERO_SECTORS: u32 = 1 << (30 - SECTOR_SHIFT);
+
+/// What requests need, and what they count.
 ///
-/// Dropped when no request is left, see the crate's documentation.
+/// Dropped when no request is left, see the crate's documentation, and not by its own workers: they
+/// have no reference.
 #[pin_data]
 pub(crate) struct Device {
     /// Dropped first: its last work may just have ended its request.
     queue: OwnedQueue,
     name: CString,
-    content: Content,
-    /// What reads of the content read in turn.
-    below: Below,
-    paths: KVec<CString>,
+    /// What is read, and with what.
     #[pin]
     pool: Pool,
+    /// What was written, if the disk can be written to.
+    dirty: Option<Arc<Dirty>>,
     #[pin]
     complaints: RateLimit,
     pub(crate) counts: Counts,
@@ -95,18 +104,26 @@ pub(crate) struct Counts {
     pub(crate) zeros: Atomic<u64>,
     /// Those of them that were served by who submitted them.
     pub(crate) direct: Atomic<u64>,
-    /// Sectors in reads that were served.
+    /// Layers that were stacked.
+    pub(crate) commits: Atomic<u64>,
+    /// How often the writer could not make one.
+    pub(crate) failed_commits: Atomic<u64>,
+    /// Writes, discards and writes of zeros that were served.
+    pub(crate) writes: Atomic<u64>,
+    /// Sectors in reads and in all these that were served.
     pub(crate) sectors: Atomic<u64>,
-    /// Reads that failed.
+    /// Requests that failed.
     pub(crate) errors: Atomic<u64>,
 }
 
 impl Device {
-    /// Puts `content` of `paths` on the disk `obdN`, where N is `number`.
+    /// Puts `content` of `paths` on the disk `obdN`, where N is `number`; with `limits`, it can be
+    /// written to.
     pub(crate) fn attach(
         number: u32,
         content: Content,
         paths: KVec<CString>,
+        limits: Option<Limits>,
     ) -> Result<GenDisk<Disk>> {
         // More queues than readers would be tags for nothing.
         let queues = nr_cpu_ids().min(MAX_READERS as u32);
@@ -114,39 +131,45 @@ impl Device {
         let tags = Arc::pin_init(TagSet::with_flags(queues, DEPTH, 1, flags), GFP_KERNEL)?;
         let sectors = content.sectors();
         let needs = content.needs();
-        let below = match content.is_on_devices() {
-            true => Below::Devices,
-            false => Below::Files,
-        };
         let queue = OwnedQueue::new(
             fmt!("obd{number}"),
             QueueFlags::UNBOUND | QueueFlags::MEM_RECLAIM,
             MAX_READERS as u32,
         )?;
-        let device = KBox::pin_init(
+        // Each queue has a request of its own for flushes.
+        let requests = (queues * (DEPTH + 1)) as usize;
+        let dirty = match limits {
+            Some(limits) => Some(Arc::pin_init(Dirty::new(limits, requests), GFP_KERNEL)?),
+            None => None,
+        };
+        let device = Arc::pin_init(
             try_pin_init!(Device {
                 queue,
                 name: CString::try_from_fmt(fmt!("obd{number}"))?,
-                content,
-                below,
-                paths,
-                pool <- Pool::new(needs),
+                pool <- Pool::new(Stack::new(content, paths)),
+                dirty,
                 complaints <- RateLimit::new(),
                 counts: Counts {
                     reads: Atomic::new(0),
                     zeros: Atomic::new(0),
                     direct: Atomic::new(0),
+                    commits: Atomic::new(0),
+                    failed_commits: Atomic::new(0),
+                    writes: Atomic::new(0),
                     sectors: Atomic::new(0),
                     errors: Atomic::new(0),
                 },
             }? Error),
             GFP_KERNEL,
         )?;
+        let zeroes = limits.map_or(0, |_| MAX_ZERO_SECTORS);
         GenDiskBuilder::new()
+            .write_cache(limits.is_some_and(|limits| !limits.volatile))
+            .zeroes(zeroes, BLOCK as u32)
             .capacity_sectors(sectors)
             .logical_block_size(SECTOR_SIZE)?
             .physical_block_size(PAGE_SIZE as u32)?
-            .read_only(true)
+            .read_only(limits.is_none())
             // An image is of who knows whom: the kernel's parsers of partition tables stay out.
             .partitions(false)
             .io_opt(u32::try_from(needs.block)?.max(PAGE_SIZE as u32))
@@ -156,15 +179,186 @@ impl Device {
             .build(fmt!("obd{number}"), tags, device)
     }
 
-    /// What is on the disk.
-    pub(crate) fn content(&self) -> &Content {
-        &self.content
+    /// What is on the disk now.
+    pub(crate) fn stack(&self) -> Arc<Stack> {
+        self.pool.stack()
     }
 
-    /// Fills the memory of `rq`; on failure, says where that was.
+    /// Puts the layer at `path` in place of the `nr` layers from `first` on, at once. Reads that
+    /// have begun end with the layers they began with, which are closed after the last of them.
+    pub(crate) fn exchange(&self, first: usize, nr: usize, path: &CStr) -> Result<(), Failure> {
+        self.pool.exchange(|stack| stack.exchanged(first, nr, path))
+    }
+
+    /// What was written, if the disk can be written to.
+    pub(crate) fn dirty(&self) -> Option<&Dirty> {
+        self.dirty.as_deref()
+    }
+
+    /// Puts the layer at `path`, which is made of the frozen layer `id`, as
+    /// [`Device::exchange`] does; 0 is none.
+    pub(crate) fn stack_frozen(
+        &self,
+        id: u64,
+        first: usize,
+        nr: usize,
+        path: &CStr,
+    ) -> Result<(), Failure> {
+        let dirty = self
+            .dirty()
+            .ok_or(Failure::whole(EOPNOTSUPP, "it is read-only"))?;
+        self.pool.exchange(|stack| {
+            if id > 0 {
+                dirty
+                    .frozen(id)
+                    .map_err(|error| Failure::whole(error, "that is not what is frozen"))?;
+            }
+            stack.exchanged(first, nr, path)
+        })?;
+        if id > 0 {
+            dirty.stacked(id, self.stack().number);
+            self.counts.commits.add(1, Relaxed);
+            self.wake_writes();
+        }
+        Ok(())
+    }
+
+    /// Has the writes tried again that wait for memory, or fail.
+    pub(crate) fn wake_writes(&self) {
+        let Some(dirty) = self.dirty() else { return };
+        // Those that do not get on come back.
+        for _ in 0..dirty.waiters() {
+            let Some(rq) = dirty.waiting() else { return };
+            // It is on no queue.
+            if let Err(rq) = self.queue.enqueue(rq) {
+                end(rq, Err(EIO));
+            }
+        }
+    }
+
+    /// Nothing is written from here on, and nobody waits for it, as the disk goes.
+    pub(crate) fn leave(&self) {
+        let Some(dirty) = self.dirty() else { return };
+        let lost = dirty.leave();
+        self.wake_writes();
+        if lost > 0 && !dirty.limits.volatile {
+            pr_err!(
+                "{}: {} bytes of what was written are lost\n",
+                &*self.name,
+                lost
+            );
+        }
+    }
+
+    /// Waits for a writer, and for too long at most: then nothing is written.
+    pub(crate) fn watch_for_writer(&self) {
+        let Some(dirty) = self.dirty() else { return };
+        if dirty.watch() {
+            pr_err!(
+                "{}: no writer, nothing is written from here on\n",
+                &*self.name
+            );
+            self.wake_writes();
+        }
+    }
+
+    /// Says why the layer at `path` did not get into the image.
+    pub(crate) fn complain_of_layer(&self, path: &CStr, failure: &Failure) -> Error {
+        if self.complaints.allows(&self.name) {
+            let text = failure.text.as_str();
+            pr_err!("{}: {}: {}\n", &*self.name, path, text);
+        }
+        failure.error
+    }
+
+    /// Says that there is a writer again.
+    pub(crate) fn writer_is_back(&self) {
+        pr_info!("{}: there is a writer again\n", &*self.name);
+    }
+
+    /// Reads what is in the image of a block.
+    pub(crate) fn read_block(&self, block: usize, to: &mut [u8; BLOCK]) -> Result {
+        let offset = (block * BLOCK) as u64;
+        self.pool.with(|stack, scratch| {
+            stack.content.read(offset, to, 0, scratch).map_err(|error| {
+                self.complain(stack, offset, &error);
+                EIO
+            })
+        })
+    }
+
+    /// Whether there are blocks in memory, which reads have to look at: if not, all is in the stack
+    /// that they find after this.
+    fn is_dirty(&self) -> bool {
+        self.dirty().is_some_and(|dirty| !dirty.is_empty())
+    }
+
+    /// Fills the memory of `rq` with blocks that are in memory, if all of them are.
+    fn read_memory(&self, rq: &Request<Disk>) -> bool {
+        let Some(dirty) = self.dirty() else {
+            return false;
+        };
+        let mut offset = rq.sector() << SECTOR_SHIFT;
+        rq.segments().all(|segment| {
+            // SAFETY: The memory is there for as long as `rq`, which is a read.
+            let served = unsafe { dirty.serve(offset, segment.as_ptr(), segment.len(), u64::MAX) };
+            offset += segment.len() as u64;
+            served.is_ok_and(|(_, below)| below == 0)
+        })
+    }
+
+    /// As [`Device::read`], with what is in memory in place of what is in `stack`.
+    fn read_over(
+        dirty: &Dirty,
+        rq: &Request<Disk>,
+        stack: &Stack,
+        scratch: &mut Scratch<Kernel>,
+    ) -> Result<(), Fault> {
+        let mut offset = rq.sector() << SECTOR_SHIFT;
+        for segment in rq.segments() {
+            let mut at = 0;
+            while at < segment.len() {
+                let to = segment.as_ptr().wrapping_add(at);
+                let len = segment.len() - at;
+                // SAFETY: The memory is there for as long as `rq`, which is a read.
+                let served = unsafe { dirty.serve(offset, to, len, stack.number) };
+                let (here, below) = served.map_err(|_| Fault::Outdated)?;
+                offset += here as u64;
+                // SAFETY: As in `Device::read`.
+                let buf = unsafe { slice::from_raw_parts_mut(to.wrapping_add(here), below) };
+                if below > 0 {
+                    stack
+                        .content
+                        .read(offset, buf, 0, scratch)
+                        .map_err(|error| Fault::At(offset, error))?;
+                }
+                offset += below as u64;
+                at += here + below;
+            }
+        }
+        Ok(())
+    }
+
+    /// Fills the memory of `rq` from `stack`, and if `is_dirty`, which was asked before the stack
+    /// was taken, from memory; on failure, says where that was.
     fn read(
         &self,
         rq: &Request<Disk>,
+        is_dirty: bool,
+        stack: &Stack,
+        scratch: &mut Scratch<Kernel>,
+    ) -> Result<(), Fault> {
+        match self.dirty() {
+            Some(dirty) if is_dirty => Self::read_over(dirty, rq, stack, scratch),
+            _ => Self::read_stack(rq, stack, scratch)
+                .map_err(|(offset, error)| Fault::At(offset, error)),
+        }
+    }
+
+    /// Fills the memory of `rq` from `stack`; on failure, says where that was.
+    fn read_stack(
+        rq: &Request<Disk>,
+        stack: &Stack,
         scratch: &mut Scratch<Kernel>,
     ) -> Result<(), (u64, LayerError<ReadError>)> {
         let mut offset = rq.sector() << SECTOR_SHIFT;
@@ -179,7 +373,8 @@ impl Device {
             // ever taken from it. So other writers spoil its content and nothing else, and get
             // what they asked for.
             let buf = unsafe { slice::from_raw_parts_mut(segment.as_ptr(), segment.len()) };
-            self.content
+            stack
+                .content
                 .read(offset, buf, ahead, scratch)
                 .map_err(|error| (offset, error))?;
             offset += segment.len() as u64;
@@ -191,11 +386,20 @@ impl Device {
     /// wait for I/O here, and a buffer is there. See the crate's documentation for the rule.
     ///
     /// Whatever fails is left to a worker, as are signals: it has none, and says what is wrong.
-    fn read_directly(&self, rq: &Request<Disk>, is_last: bool) -> bool {
+    fn read_directly(
+        &self,
+        rq: &Request<Disk>,
+        is_dirty: bool,
+        below: Below,
+        is_last: bool,
+    ) -> bool {
         is_last
-            && (rq.submitter_waits() || self.is_awaited(rq))
-            && in_submitter(self.below, || {
-                self.pool.try_with(|scratch| self.read(rq, scratch).is_ok())
+            && (rq.submitter_waits() || Self::is_awaited(rq, below))
+            && in_submitter(below, || {
+                self.pool.try_with(|stack, scratch| {
+                    // The layers may have been exchanged since it was looked at.
+                    stack.below == below && self.read(rq, is_dirty, stack, scratch).is_ok()
+                })
             })
             .flatten()
             .unwrap_or(false)
@@ -203,24 +407,18 @@ impl Device {
 
     /// Whether somebody waits for what is read ahead: a single page is what a reader at random
     /// wants. He has a lock of the page cache's above, so that none below may be taken.
-    fn is_awaited(&self, rq: &Request<Disk>) -> bool {
-        self.below == Below::Devices && rq.len_bytes() as usize == PAGE_SIZE && rq.reads_ahead()
-    }
-
-    /// Fills the memory of `rq` with zeros, if that is what it is to have.
-    fn read_zeros(&self, rq: &Request<Disk>) -> bool {
-        let offset = rq.sector() << SECTOR_SHIFT;
-        self.content.is_zeros(offset, rq.len_bytes().into()) && rq.zero().is_ok()
+    fn is_awaited(rq: &Request<Disk>, below: Below) -> bool {
+        below == Below::Devices && rq.len_bytes() as usize == PAGE_SIZE && rq.reads_ahead()
     }
 
     #[cold]
-    fn complain(&self, offset: u64, error: &LayerError<ReadError>) {
+    fn complain(&self, stack: &Stack, offset: u64, error: &LayerError<ReadError>) {
         if !self.complaints.allows(&self.name) {
             return;
         }
         let path = error
             .layer
-            .and_then(|layer| self.paths.get(layer))
+            .and_then(|layer| stack.paths.get(layer))
             .map_or(c"image", |path| path);
         pr_err!(
             "{}: cannot read at byte {}: {}: {}\n",
@@ -235,12 +433,23 @@ impl Device {
         match result {
             Ok(()) => {
                 let sectors = rq.len_bytes() >> SECTOR_SHIFT;
-                self.counts.reads.add(1, Relaxed);
+                match rq.op() {
+                    Op::Read => self.counts.reads.add(1, Relaxed),
+                    _ => self.counts.writes.add(1, Relaxed),
+                }
                 self.counts.sectors.add(u64::from(sectors), Relaxed);
             }
             Err(_) => self.counts.errors.add(1, Relaxed),
         }
     }
+}
+
+/// Why a read failed.
+enum Fault {
+    /// The stack is older than what is in memory.
+    Outdated,
+    /// Something is wrong at this byte.
+    At(u64, LayerError<ReadError>),
 }
 
 /// The disk of a [`Device`].
@@ -251,6 +460,8 @@ pub(crate) struct Disk;
 pub(crate) struct Job {
     #[pin]
     work: Work<Request<Disk>>,
+    /// Bytes of a write that are in memory. Only who has the request uses it.
+    done: Atomic<u32>,
 }
 
 impl_has_work! {
@@ -259,27 +470,42 @@ impl_has_work! {
 
 #[vtable]
 impl mq::Operations for Disk {
-    type QueueData = Pin<KBox<Device>>;
+    type QueueData = Arc<Device>;
     type RequestData = Job;
 
     fn new_request_data() -> impl PinInit<Job, Error> {
         try_pin_init!(Job {
             work <- new_work!("obd::Job::work"),
+            done: Atomic::new(0),
         }? Error)
     }
 
-    fn queue_rq(device: Pin<&Device>, rq: ARef<Request<Self>>, is_last: bool) -> QueueResult<Self> {
-        // The block layer lets nobody open the disk for writing, but those within the kernel.
+    fn queue_rq(
+        device: ArcBorrow<'_, Device>,
+        rq: ARef<Request<Self>>,
+        is_last: bool,
+    ) -> QueueResult<Self> {
         if rq.op() != Op::Read {
-            return Err((EOPNOTSUPP, rq));
+            return device.queue_change(rq);
         }
-        if device.read_zeros(&rq) {
+        let is_dirty = device.is_dirty();
+        let (is_zeros, below) = device.pool.glance(|stack| {
+            let offset = rq.sector() << SECTOR_SHIFT;
+            let is_zeros = stack.content.is_zeros(offset, rq.len_bytes().into());
+            (is_zeros, stack.below)
+        });
+        if is_zeros && !is_dirty && rq.zero().is_ok() {
             device.counts.zeros.add(1, Relaxed);
             device.count(&rq, Ok(()));
             end(rq, Ok(()));
             return Ok(());
         }
-        if device.read_directly(&rq, is_last) {
+        if is_dirty && device.read_memory(&rq) {
+            device.count(&rq, Ok(()));
+            end(rq, Ok(()));
+            return Ok(());
+        }
+        if device.read_directly(&rq, is_dirty, below, is_last) {
             device.counts.direct.add(1, Relaxed);
             device.count(&rq, Ok(()));
             end(rq, Ok(()));
@@ -289,7 +515,7 @@ impl mq::Operations for Disk {
         device.queue.enqueue(rq).map_err(|rq| (EIO, rq))
     }
 
-    fn commit_rqs(_device: Pin<&Device>) {}
+    fn commit_rqs(_device: ArcBorrow<'_, Device>) {}
 
     fn complete(rq: ARef<Request<Self>>) {
         end(rq, Ok(()));
@@ -298,20 +524,114 @@ impl mq::Operations for Disk {
 
 impl RequestWork for Disk {
     fn run(rq: ARef<Request<Self>>) {
-        let device = rq.queue_data();
-        let result = without_io(|| device.pool.with(|scratch| device.read(&rq, scratch))).map_err(
-            |(offset, error)| {
-                device.complain(offset, &error);
-                EIO
+        if rq.op() == Op::Read {
+            let result = rq.queue_data().read_in_worker(&rq);
+            end(rq, result);
+        } else {
+            Device::change_in_worker(rq);
+        }
+    }
+}
+
+impl Device {
+    fn read_in_worker(&self, rq: &Request<Disk>) -> Result {
+        let result = loop {
+            let is_dirty = self.is_dirty();
+            let read = without_io(|| {
+                self.pool.with(|stack, scratch| {
+                    let read = self.read(rq, is_dirty, stack, scratch);
+                    if let Err(Fault::At(offset, error)) = &read {
+                        self.complain(stack, *offset, error);
+                    }
+                    read
+                })
+            });
+            match read {
+                Ok(()) => break Ok(()),
+                Err(Fault::At(..)) => break Err(EIO),
+                // There is a newer one, for sure.
+                Err(Fault::Outdated) => {}
+            }
+        };
+        self.count(rq, result);
+        result
+    }
+
+    /// Serves what is no read, or queues it.
+    fn queue_change(&self, rq: ARef<Request<Disk>>) -> QueueResult<Disk> {
+        // The block layer lets nobody open a read-only disk for writing, but those within the
+        // kernel.
+        let Some(dirty) = self.dirty.clone() else {
+            return Err((EOPNOTSUPP, rq));
+        };
+        let written = match rq.op() {
+            Op::Flush => {
+                if let Some((rq, result)) = dirty.flush(rq) {
+                    end(rq, result);
+                }
+                return Ok(());
+            }
+            Op::Write | Op::Discard | Op::WriteZeroes => {
+                rq.data().done.store(0, Relaxed);
+                dirty.write(&rq, &rq.data().done, None)
+            }
+            Op::Read | Op::Other => return Err((EOPNOTSUPP, rq)),
+        };
+        let rq = match written {
+            Written::Sleeps => rq,
+            Written::Full => match dirty.wait_for_room(rq) {
+                Some(rq) => rq,
+                None => return Ok(()),
             },
-        );
-        device.count(&rq, result);
+            Written::Done => {
+                self.end(rq, Ok(()));
+                return Ok(());
+            }
+            Written::Failed(error) => {
+                self.end(rq, Err(error));
+                return Ok(());
+            }
+        };
+        // Nothing of the device may be used from here on: the request may have ended.
+        self.queue.enqueue(rq).map_err(|rq| (EIO, rq))
+    }
+
+    /// Writes in a worker, which may wait for memory and read, but not wait for the writer.
+    fn change_in_worker(rq: ARef<Request<Disk>>) {
+        let mut rq = rq;
+        loop {
+            let device = rq.queue_data();
+            // The device may be gone once the request waits.
+            let Some(dirty) = device.dirty.clone() else {
+                return end(rq, Err(EIO));
+            };
+            let written = without_io(|| dirty.write(&rq, &rq.data().done, Some(&device)));
+            let result = match written {
+                Written::Done => Ok(()),
+                Written::Failed(error) => Err(error),
+                Written::Sleeps => Err(EIO),
+                Written::Full => match dirty.wait_for_room(rq) {
+                    Some(again) => {
+                        rq = again;
+                        continue;
+                    }
+                    None => return,
+                },
+            };
+            device.count(&rq, result);
+            return end(rq, result);
+        }
+    }
+
+    /// Counts `rq` and ends it.
+    fn end(&self, rq: ARef<Request<Disk>>, result: Result) {
+        self.count(&rq, result);
         end(rq, result);
     }
 }
 
 /// Gives a request back to the block layer.
-fn end(rq: ARef<Request<Disk>>, result: Result) {
+pub(crate) fn end(rq: ARef<Request<Disk>>, result: Result) {
     let ended = match result {
         Ok(()) => Request::end_ok(rq),
         Err(error) => Request::end_err(rq, error),

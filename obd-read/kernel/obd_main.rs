@@ -1,12 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! overlaybd images as read-only block devices.
+//! overlaybd images as block devices, read-only or with what is written in memory until a process
+//! has made a layer of it.
 //!
 //! # Life of a device
 //!
 //! `mkdir` in configfs makes a device without a disk; writing to `power` gives
 //! it one and takes it away again ([`configfs`]). The disk's queue owns all that
-//! reads need ([`device::Device`]): files, indexes, buffers, a workqueue.
+//! reads need ([`device::Device`]): files, indexes, buffers, a workqueue. The files and indexes can be
+//! exchanged for others under readers ([`scratch`]).
 //!
 //! - The disk goes first: `del_gendisk()` lets no request in any more and waits
 //!   for those that are there. Only then is the queue's data dropped, the
@@ -49,17 +51,40 @@
 //! buffers back and ends the request. Each device has a workqueue with a rescuer: it
 //! may be stacked on another one, and no I/O may wait for memory that waits for I/O.
 //!
+//! A write is copied to memory at once, with what memory there is without waiting; what takes
+//! more, or what is in the image, goes to a worker. What has to wait for the writer, by which all
+//! is meant that only user space can bring to an end, waits in a list ([`dirty`]).
+//!
+//! # Life of a writable disk's writer
+//!
+//! What a writer has open is no reference of the disk's, which goes without it ([`writer`]). But
+//! calls under way, and who waits for a writer in a workqueue, keep the device for as long as they
+//! take: they end soon after the disk says that it goes, and so may be those that drop the device
+//! then, with its files. The device's own workers have no reference of their own, so none of them
+//! waits for itself.
+//!
+//! Locks, outermost first: those of configfs, a device's configuration, seats, a seat, buffers, and
+//! blocks in memory. The last two are taken on the way of I/O.
+//!
 //! [`mq::Request::submitter_waits`]: kernel::block::mq::Request::submitter_waits
 //! [`mq::in_submitter`]: kernel::block::mq::in_submitter
 
+mod abi;
 mod blob;
 mod configfs;
 mod content;
 mod device;
+mod dirty;
+mod layer0;
 mod platform;
 mod scratch;
+mod stack;
+mod writer;
 
-use kernel::prelude::*;
+use kernel::{
+    miscdevice::MiscDeviceRegistration,
+    prelude::*, //
+};
 
 module! {
     type: ObdModule,
@@ -73,11 +98,17 @@ module! {
 struct ObdModule {
     #[pin]
     subsystem: kernel::configfs::Subsystem<configfs::Devices>,
+    #[pin]
+    node: MiscDeviceRegistration<writer::Writer>,
+    /// Dropped last: disks have seats.
+    seats: writer::Opened,
 }
 
 impl kernel::InPlaceModule for ObdModule {
     fn init(_module: &'static ThisModule) -> impl PinInit<Self, Error> {
         try_pin_init!(Self {
+            seats: writer::start()?,
+            node <- writer::node(),
             subsystem <- configfs::subsystem(),
         })
     }

@@ -2,7 +2,7 @@
 //! Init and agent of the measured guest, and its small workloads.
 //!
 //! As process 1 it builds the guest's root and serves the harness; called by
-//! hand, `aios-guest work …`, `… race`, `… faults` and `… sync` run a workload and
+//! hand, `aios-guest work …`, `… race`, `… faults`, `… sync` and `… obd-writer` run a workload and
 //! print one line of JSON.
 
 mod agent;
@@ -11,6 +11,7 @@ mod sys;
 
 use aios_guest::crash::Crash;
 use aios_guest::faults::Faults;
+use aios_guest::obd_writer::ObdWriter;
 use aios_guest::race::Race;
 use aios_guest::sync::Sync;
 use aios_guest::work::Work;
@@ -42,6 +43,8 @@ enum Command {
     Crash(Crash),
     /// Make synced changes that can be checked after a crash.
     Sync(Sync),
+    /// Make layers of what is written to an overlaybd disk.
+    ObdWriter(ObdWriter),
 }
 
 /// What a command that went well prints: one line of JSON.
@@ -60,6 +63,7 @@ fn main() -> ExitCode {
         Command::Faults(faults) => report(faults.run()),
         Command::Crash(crash) => report(crash.run()),
         Command::Sync(sync) => report(sync.run()),
+        Command::ObdWriter(writer) => report(writer.run()),
     };
     match printed {
         Ok(line) => {

@@ -98,6 +98,17 @@ impl Mapping {
         }
     }
 
+    /// A page that nobody changes.
+    pub(crate) fn page(&self, number: usize) -> Option<[u8; PAGE]> {
+        if number >= self.len / PAGE {
+            return None;
+        }
+        let mut page = [0; PAGE];
+        // SAFETY: The page is inside the mapping, which may be read.
+        unsafe { ptr::copy_nonoverlapping(self.start.add(number * PAGE), page.as_mut_ptr(), PAGE) };
+        Some(page)
+    }
+
     /// The byte `at`, or `None` behind the end.
     pub(crate) fn byte(&self, at: usize) -> Option<u8> {
         if at >= self.len {

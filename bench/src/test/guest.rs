@@ -10,6 +10,7 @@ mod lbio_raw;
 mod lbio_write;
 mod obd;
 mod obd_userspace;
+mod obd_writable;
 pub(super) mod race;
 mod stack;
 mod virtual_time;

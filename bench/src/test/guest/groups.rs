@@ -17,6 +17,7 @@ use super::{
     lbio_write,
     obd,
     obd_userspace,
+    obd_writable,
     stack, //
 };
 use crate::guest::Iommu;
@@ -314,7 +315,14 @@ const OBD: Group = Group {
         ("damaged-block", obd::damaged_block),
         ("tool", obd::tool),
         ("configuration", obd::configuration),
+        ("exchange", obd::exchange),
         ("detach-under-load", obd::detach_under_load),
+        ("writable-model", obd_writable::model),
+        ("writable-verified", obd_writable::verified),
+        ("writable-flushes", obd_writable::flushes),
+        ("writable-writers-die", obd_writable::writers_die),
+        ("writable-detach", obd_writable::detach),
+        ("writable-hostile", obd_writable::hostile),
         ("unload", obd::unload),
     ],
     ..PLAIN
@@ -330,7 +338,14 @@ const OBD_DEBUG: Group = Group {
         ("devices", obd::devices),
         ("drive-by-failing-lbio", obd::drive_by_failing_lbio),
         ("stacked", obd::stacked),
+        ("exchange", obd::exchange),
         ("detach-under-load", obd::detach_under_load),
+        ("writable-model", obd_writable::model),
+        ("writable-verified", obd_writable::verified),
+        ("writable-flushes", obd_writable::flushes),
+        ("writable-writers-die", obd_writable::writers_die),
+        ("writable-detach", obd_writable::detach),
+        ("writable-hostile", obd_writable::hostile),
         ("unload", obd::unload),
     ],
     ..OBD

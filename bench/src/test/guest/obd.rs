@@ -560,6 +560,62 @@ pub(super) fn detach_under_load(f: &mut Fixture) -> Result<()> {
     f.guest.sh(&script, LONG).map(drop)
 }
 
+/// Layers that are exchanged for their merge, and back, under readers of all kinds, who
+/// read the same all the time; files of layers that are no more are closed once nobody
+/// reads them. Another image comes in one step, and what cannot be is refused.
+pub(super) fn exchange(f: &mut Fixture) -> Result<()> {
+    let script = prologue(f.obd()?)
+        + "mkdir -p /mnt/old; mount -t tmpfs none /mnt/old; cp a-ext4-*.layer /mnt/old
+           dir=/sys/kernel/config/obd/x; raw=$exports/a-ext4-0.layer+a-ext4-1.layer+a-ext4-2.layer
+           old=/mnt/old/a-ext4 own=$PWD/a-ext4; len=$(stat -c %s $raw)
+           dev=$($obd attach --name x $old-0.layer $old-1.layer $old-2.layer)
+           stop=/run/stop
+           for how in iflag=direct iflag=nonblock; do for bs in 4k 64k; do
+               (set -e; while ! test -e $stop; do
+                    [ $how = iflag=direct ] || echo 1 > /proc/sys/vm/drop_caches
+                    dd if=$dev $how bs=$bs 2>/dev/null | cmp -n $len - $raw; done) &
+               readers=\"$readers $!\"
+           done; done
+           for i in $(seq 8); do
+               for from in $own $old; do for n in 0 1 2; do
+                   echo $n 1 $from-$n.layer > $dir/exchange
+               done; done
+           done
+           no eval 'echo 3 1 $own-0.layer > $dir/exchange' 2>/dev/null
+           no eval 'echo 0 18446744073709551615 $own-0.layer > $dir/exchange' 2>/dev/null
+           no eval 'echo 0 1 a-ext4-0.layer > $dir/exchange' 2>/dev/null
+           no eval 'echo 0 x $own-0.layer > $dir/exchange' 2>/dev/null
+           no eval 'echo 0 > $dir/exchange' 2>/dev/null
+           no eval 'echo 2 1 $PWD/a-l01-raw.layer > $dir/exchange' 2>/dev/null
+           grep -q 'another size' $dir/error
+           no eval 'echo 1 1 $dir/layers > $dir/exchange' 2>/dev/null
+           grep -qx \"$dir/layers: cannot be opened: error -22\" $dir/error
+           no eval 'echo 1 1 $PWD/a-c23-lz-trl.layer > $dir/exchange' 2>/dev/null
+           grep -q 'a-c23-lz-trl.layer: ' $dir/error
+           for n in 0 1 2; do echo $n 1 $own-$n.layer > $dir/exchange; done
+           # Its readers end with what they began with, then nobody has the files.
+           for i in $(seq 100); do umount /mnt/old 2>/dev/null && break; sleep 0.1; done
+           no grep -q /mnt/old /proc/mounts
+           touch $stop; for reader in $readers; do wait $reader; done; rm $stop
+           printf '%s\\n' $own-0.layer $own-1.layer $own-2.layer | cmp - $dir/layers
+           dd if=$dev iflag=direct bs=64k 2>/dev/null | cmp -n $len - $raw
+           grep -qx 'errors 0' $dir/stats
+
+           # Two of them away, and what is read is the image of the one.
+           echo 0 3 $own-0.layer > $dir/exchange; [ \"$(cat $dir/layers)\" = $own-0.layer ]
+           echo 1 > /proc/sys/vm/drop_caches; cmp -n $len $dev $exports/a-ext4-0.layer
+           echo 1 0 $own-1.layer > $dir/exchange; echo 2 0 $own-2.layer > $dir/exchange
+           echo 1 > /proc/sys/vm/drop_caches; cmp -n $len $dev $raw
+           echo 0 > $dir/power; [ $(wc -l < $dir/layers) = 3 ]
+           no eval 'echo 0 1 $own-0.layer > $dir/exchange' 2>/dev/null
+           echo 1 > $dir/power; cmp -n $len /dev/$(cat $dir/device) $raw
+           $obd detach x
+           dev=$($obd attach --name x --zfile a-l07-lz4-4k.layer)
+           no eval 'echo 0 1 $own-0.layer > $dir/exchange' 2>/dev/null
+           $obd detach x";
+    f.guest.sh(&script, LONG).map(drop)
+}
+
 /// The module leaves when its last device does, and comes back.
 pub(super) fn unload(f: &mut Fixture) -> Result<()> {
     let script = prologue(f.obd()?)

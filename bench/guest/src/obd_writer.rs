@@ -1,0 +1,508 @@
+// SPDX-License-Identifier: MIT
+//! A writer of a writable overlaybd disk, as small as can be: what the driver has
+//! frozen becomes a plain layer in a file, which is stacked.
+
+use crate::mapping::{
+    Access,
+    Mapping,
+    PAGE, //
+};
+use serde::Serialize;
+use std::fs::{
+    self,
+    File, //
+};
+use std::io::{
+    self,
+    BufWriter,
+    Write, //
+};
+use std::os::fd::AsRawFd;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{
+    Path,
+    PathBuf, //
+};
+use std::thread;
+use std::time::Duration;
+
+/// Sectors of a page.
+const SECTORS: u64 = PAGE as u64 / 512;
+
+/// Most sectors of a segment that are whole pages.
+const LONGEST: u64 = (1 << 14) - SECTORS;
+
+const NODE: &str = "/dev/obd-writer";
+
+/// Makes layers of what is written to `/dev/obdN`.
+#[derive(clap::Args, Debug, Clone)]
+pub struct ObdWriter {
+    /// N.
+    #[arg(long)]
+    pub number: u32,
+    /// Where layers go.
+    #[arg(long)]
+    pub dir: PathBuf,
+    /// Ends after so many; else when the disk does.
+    #[arg(long)]
+    pub commits: Option<u64>,
+    /// Waits so long with each before it is stacked.
+    #[arg(long, default_value_t = 0)]
+    pub hold_ms: u64,
+    /// So many fail first.
+    #[arg(long, default_value_t = 0)]
+    pub fail: u64,
+    /// Makes calls that are wrong, and expects that each is refused, and ends.
+    #[arg(long)]
+    pub hostile: bool,
+}
+
+/// What was done.
+#[derive(Debug, Default, Serialize)]
+pub struct WriterResult {
+    /// Layers that were stacked.
+    pub commits: u64,
+    /// Extents in them.
+    pub extents: u64,
+    /// Bytes of data in them.
+    pub bytes: u64,
+    /// How often each reason was given.
+    pub reasons: [u64; 5],
+}
+
+/// Why a writer failed.
+#[derive(Debug, thiserror::Error)]
+pub enum WriterError {
+    /// Something could not be done.
+    #[error("cannot {action}: {source}")]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// Why it failed.
+        source: io::Error,
+    },
+    /// A call that is wrong was not refused as it should be.
+    #[error("{call}: {got} instead of error {expected}")]
+    Accepted {
+        /// Which call.
+        call: &'static str,
+        /// What it gave.
+        got: String,
+        /// What it should have failed with.
+        expected: i32,
+    },
+    /// What the driver says does not fit.
+    #[error("extents of {there} bytes in a mapping of {bytes}")]
+    Extents {
+        /// Bytes in extents.
+        there: u64,
+        /// Bytes of the mapping.
+        bytes: u64,
+    },
+}
+
+type Result<T> = std::result::Result<T, WriterError>;
+
+trait Doing<T> {
+    fn doing(self, action: &'static str) -> Result<T>;
+}
+
+impl<T> Doing<T> for io::Result<T> {
+    fn doing(self, action: &'static str) -> Result<T> {
+        self.map_err(|source| WriterError::Io { action, source })
+    }
+}
+
+#[repr(C)]
+#[derive(Default)]
+struct Bind {
+    number: u32,
+    flags: u32,
+    size: u64,
+    memory: u64,
+    layers: u64,
+}
+
+#[repr(C)]
+#[derive(Default)]
+struct Next {
+    timeout_ms: u32,
+    reason: u32,
+    id: u64,
+    extents: u64,
+    bytes: u64,
+}
+
+#[repr(C)]
+struct Extents {
+    id: u64,
+    first: u64,
+    nr: u64,
+    to: *mut Extent,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+struct Extent {
+    block: u64,
+    blocks: u32,
+    zero: u32,
+}
+
+#[repr(C)]
+struct Stack {
+    id: u64,
+    first: u32,
+    nr: u32,
+    path: *const u8,
+}
+
+#[repr(C)]
+struct Failed {
+    id: u64,
+    errno: i32,
+    reserved: u32,
+}
+
+/// Number of a call that takes a `T`, in directions `way`.
+const fn call<T>(way: u64, number: u64) -> libc::c_ulong {
+    way << 30 | (size_of::<T>() as u64) << 16 | 0x4f << 8 | number
+}
+
+const BIND: libc::c_ulong = call::<Bind>(3, 0xb0);
+const NEXT: libc::c_ulong = call::<Next>(3, 0xb1);
+const EXTENTS: libc::c_ulong = call::<Extents>(1, 0xb2);
+const STACK: libc::c_ulong = call::<Stack>(1, 0xb3);
+const FAILED: libc::c_ulong = call::<Failed>(1, 0xb4);
+
+/// Calls the driver with `argument`, which it may change.
+fn ioctl<T>(file: &File, request: libc::c_ulong, argument: &mut T) -> io::Result<()> {
+    let argument = std::ptr::from_mut(argument);
+    // SAFETY: The argument is as long as the request says; what it points to is of
+    // who calls this, and lives as long as the call.
+    match unsafe { libc::ioctl(file.as_raw_fd(), request as _, argument) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+impl ObdWriter {
+    /// Writes layers until it is enough.
+    pub fn run(&self) -> Result<WriterResult> {
+        let file = File::options()
+            .read(true)
+            .write(true)
+            .open(NODE)
+            .doing("open /dev/obd-writer")?;
+        if self.hostile {
+            self.hostile(&file)?;
+            return Ok(WriterResult::default());
+        }
+        let mut bind = Bind {
+            number: self.number,
+            ..Bind::default()
+        };
+        ioctl(&file, BIND, &mut bind).doing("become the writer")?;
+        let mut layers = bind.layers;
+        let mut result = WriterResult::default();
+        let mut to_fail = self.fail;
+        while self.commits.is_none_or(|commits| result.commits < commits) {
+            let mut next = Next {
+                timeout_ms: 1000,
+                ..Next::default()
+            };
+            match ioctl(&file, NEXT, &mut next) {
+                Ok(()) => {}
+                Err(error) => match error.raw_os_error() {
+                    Some(libc::ESHUTDOWN) => break,
+                    Some(libc::ETIMEDOUT | libc::EINTR) => continue,
+                    _ => return Err(error).doing("wait for a layer"),
+                },
+            }
+            if let Some(reason) = result.reasons.get_mut(next.reason as usize) {
+                *reason += 1;
+            }
+            thread::sleep(Duration::from_millis(self.hold_ms));
+            if to_fail > 0 {
+                to_fail -= 1;
+                let mut failed = Failed {
+                    id: next.id,
+                    errno: libc::ENOSPC,
+                    reserved: 0,
+                };
+                ioctl(&file, FAILED, &mut failed).doing("say that it failed")?;
+                continue;
+            }
+            self.commit(&file, &next, bind.size, layers)?;
+            layers += 1;
+            result.commits += 1;
+            result.extents += next.extents;
+            result.bytes += next.bytes;
+        }
+        Ok(result)
+    }
+
+    fn commit(&self, file: &File, next: &Next, size: u64, layers: u64) -> Result<()> {
+        let mut extents = vec![Extent::default(); next.extents as usize];
+        // In two parts, as who has little memory does.
+        let half = extents.len() / 2;
+        for (first, part) in [(0, ..half), (half, ..extents.len() - half)] {
+            let mut wanted = Extents {
+                id: next.id,
+                first: first as u64,
+                nr: part.end as u64,
+                to: extents[first..].as_mut_ptr(),
+            };
+            ioctl(file, EXTENTS, &mut wanted).doing("get extents")?;
+        }
+        let path = self.dir.join(format!("{layers}-{}.layer", next.id));
+        write_layer(&path, file, &extents, next.bytes, size)?;
+        let mut name = path.as_os_str().as_bytes().to_vec();
+        name.push(0);
+        let mut stack = Stack {
+            id: next.id,
+            first: layers as u32,
+            nr: 0,
+            path: name.as_ptr(),
+        };
+        ioctl(file, STACK, &mut stack).doing("stack a layer")
+    }
+
+    /// Calls that are refused, by a file that is no writer's, then by the writer's.
+    fn hostile(&self, file: &File) -> Result<()> {
+        let refused = |name, expected, got: io::Result<()>| match got {
+            Err(error) if error.raw_os_error() == Some(expected) => Ok(()),
+            other => Err(WriterError::Accepted {
+                call: name,
+                got: format!("{other:?}"),
+                expected,
+            }),
+        };
+        let number = self.number;
+        let bind = |number, flags| Bind {
+            number,
+            flags,
+            ..Bind::default()
+        };
+        let mut next = Next::default();
+        refused(
+            "next of nobody",
+            libc::ENOTCONN,
+            ioctl(file, NEXT, &mut next),
+        )?;
+        let map = |file: &File, len, access| Mapping::new(file, 0, len, access).map(drop);
+        refused(
+            "mmap of nobody",
+            libc::ENOTCONN,
+            map(file, PAGE, Access::Read),
+        )?;
+        refused(
+            "flags",
+            libc::EINVAL,
+            ioctl(file, BIND, &mut bind(number, 1)),
+        )?;
+        refused(
+            "no disk",
+            libc::ENODEV,
+            ioctl(file, BIND, &mut bind(9999, 0)),
+        )?;
+        refused(
+            "no call",
+            libc::ENOTTY,
+            ioctl(file, call::<Next>(3, 0xbf), &mut next),
+        )?;
+        refused(
+            "another length",
+            libc::ENOTTY,
+            ioctl(file, call::<u32>(3, 0xb1), &mut next),
+        )?;
+        ioctl(file, BIND, &mut bind(number, 0)).doing("become the writer")?;
+        refused(
+            "twice",
+            libc::EBUSY,
+            ioctl(file, BIND, &mut bind(number, 0)),
+        )?;
+        let other = File::open(NODE).doing("open /dev/obd-writer")?;
+        refused(
+            "a second one",
+            libc::EBUSY,
+            ioctl(&other, BIND, &mut bind(number, 0)),
+        )?;
+
+        // Something is written and not frozen yet, then it is.
+        refused(
+            "mmap of nothing",
+            libc::ESTALE,
+            map(file, PAGE, Access::Read),
+        )?;
+        next.timeout_ms = 30_000;
+        ioctl(file, NEXT, &mut next).doing("wait for a layer")?;
+        let (id, len) = (next.id, next.bytes as usize);
+        let mut again = Next::default();
+        ioctl(file, NEXT, &mut again).doing("get the layer again")?;
+        assert_eq!((again.id, again.bytes), (id, next.bytes));
+        map(file, len, Access::Read).doing("map it")?;
+        refused(
+            "more than there is",
+            libc::EINVAL,
+            map(file, len + PAGE, Access::Read),
+        )?;
+        refused(
+            "a mapping to write to",
+            libc::EACCES,
+            map(file, len, Access::Shared),
+        )?;
+        refused(
+            "one of one's own",
+            libc::EACCES,
+            map(file, len, Access::Private),
+        )?;
+
+        let mut one = Extent::default();
+        let extents = |id, first, nr, to| ioctl(file, EXTENTS, &mut Extents { id, first, nr, to });
+        let to: *mut Extent = &mut one;
+        refused(
+            "extents of another",
+            libc::ESTALE,
+            extents(id + 1, 0, 1, to),
+        )?;
+        refused(
+            "extents behind the end",
+            libc::EINVAL,
+            extents(id, u64::MAX, 1, to),
+        )?;
+        refused(
+            "very many extents",
+            libc::EINVAL,
+            extents(id, 0, u64::MAX, to),
+        )?;
+        refused(
+            "extents to nowhere",
+            libc::EFAULT,
+            extents(id, 0, 1, 8 as *mut Extent),
+        )?;
+        let kernel = 0xffff_8880_0000_0000_usize as *mut Extent;
+        refused(
+            "extents to the kernel",
+            libc::EFAULT,
+            extents(id, 0, 1, kernel),
+        )?;
+
+        let name = b"/nonexistent\0";
+        let stack = |id, first, nr, path| {
+            ioctl(
+                file,
+                STACK,
+                &mut Stack {
+                    id,
+                    first,
+                    nr,
+                    path,
+                },
+            )
+        };
+        refused("another", libc::ESTALE, stack(id + 1, 0, 0, name.as_ptr()))?;
+        refused("no layer", libc::EINVAL, stack(id, 9999, 0, name.as_ptr()))?;
+        refused(
+            "no layers",
+            libc::EINVAL,
+            stack(id, 0, u32::MAX, name.as_ptr()),
+        )?;
+        refused("no file", libc::ENOENT, stack(id, 0, 0, name.as_ptr()))?;
+        refused("no path", libc::EFAULT, stack(id, 0, 0, std::ptr::null()))?;
+        let long = [b'/'; 5000];
+        refused(
+            "a long path",
+            libc::ENAMETOOLONG,
+            stack(id, 0, 0, long.as_ptr()),
+        )?;
+        refused(
+            "the node",
+            libc::EINVAL,
+            stack(id, 0, 0, c"/dev/obd-writer".as_ptr().cast()),
+        )?;
+
+        let failed = |id, reserved| {
+            let errno = libc::ENOSPC;
+            ioctl(
+                file,
+                FAILED,
+                &mut Failed {
+                    id,
+                    errno,
+                    reserved,
+                },
+            )
+        };
+        refused("failure of another", libc::ESTALE, failed(id + 1, 0))?;
+        refused("reserved", libc::EINVAL, failed(id, 1))
+    }
+}
+
+/// Writes a plain layer of a disk of `size` bytes to `path`: the data of the frozen
+/// layer, and the table of where it belongs.
+fn write_layer(path: &Path, file: &File, extents: &[Extent], bytes: u64, size: u64) -> Result<()> {
+    let made = File::create(path).doing("create a layer")?;
+    let mut out = BufWriter::new(&made);
+    out.write_all(&header(7, 0, 0, size))
+        .doing("write a layer")?;
+    if bytes > 0 {
+        let mapping = Mapping::new(file, 0, bytes as usize, Access::Read).doing("map the data")?;
+        for page in (0..).map_while(|number| mapping.page(number)) {
+            out.write_all(&page).doing("write a layer")?;
+        }
+    }
+    let mut moffset = SECTORS;
+    let mut entries: u64 = 0;
+    for extent in extents {
+        let (mut lba, mut rest) = (extent.block * SECTORS, u64::from(extent.blocks) * SECTORS);
+        while rest > 0 {
+            let len = rest.min(LONGEST);
+            let zeros = u64::from(extent.zero);
+            out.write_all(&(lba | len << 50).to_le_bytes())
+                .and_then(|()| out.write_all(&(moffset | zeros << 55).to_le_bytes()))
+                .doing("write a layer")?;
+            moffset += if zeros > 0 { 0 } else { len };
+            (lba, rest, entries) = (lba + len, rest - len, entries + 1);
+        }
+    }
+    if moffset != SECTORS + bytes / 512 {
+        let there = (moffset - SECTORS) * 512;
+        return Err(WriterError::Extents { there, bytes });
+    }
+    while !entries.is_multiple_of(256) {
+        out.write_all(&((1u64 << 50) - 1).to_le_bytes())
+            .and_then(|()| out.write_all(&[0; 8]))
+            .doing("write a layer")?;
+        entries += 1;
+    }
+    out.write_all(&header(6, moffset * 512, entries, size))
+        .and_then(|()| out.flush())
+        .doing("write a layer")?;
+    drop(out);
+    made.sync_all().doing("sync a layer")?;
+    // It is there under its name, too.
+    path.parent()
+        .map_or(Ok(()), |dir| File::open(dir)?.sync_all())
+        .doing("sync the folder")?;
+    fs::metadata(path).map(drop).doing("find a layer")
+}
+
+/// A header of a layer, or its trailer.
+fn header(part: u32, index: u64, entries: u64, size: u64) -> [u8; PAGE] {
+    const MAGIC: [u8; 24] = [
+        0x4C, 0x53, 0x4D, 0x54, 0x00, 0x01, 0x02, 0x00, 0x65, 0x7E, 0x63, 0xD2, 0x94, 0x44, 0x08,
+        0x4C, 0xA2, 0xD2, 0xC8, 0xEC, 0x4F, 0xCF, 0xAE, 0x8A,
+    ];
+    let mut bytes = [0; PAGE];
+    let mut put = |at: usize, field: &[u8]| bytes[at..at + field.len()].copy_from_slice(field);
+    put(0, &MAGIC);
+    put(24, &390u32.to_le_bytes());
+    put(28, &part.to_le_bytes());
+    put(32, &index.to_le_bytes());
+    put(40, &entries.to_le_bytes());
+    put(48, &size.to_le_bytes());
+    put(56, b"00000000-0000-0000-0000-000000000001");
+    put(132, &[1, 1]);
+    bytes
+}

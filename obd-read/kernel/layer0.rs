@@ -1,0 +1,264 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What was written to a disk and is in no layer yet: blocks in memory. Whoever has one of these
+//! has a lock for it; nothing here allocates but [`Blocks::new`] and [`new_leaf`].
+
+use kernel::{
+    alloc::{
+        flags::{
+            __GFP_NOWARN,
+            __GFP_RETRY_MAYFAIL, //
+        },
+        Flags, //
+    },
+    page::{
+        Page,
+        PAGE_SIZE, //
+    },
+    prelude::*, //
+};
+
+/// Bytes of a block. Its memory is a page.
+pub(crate) const BLOCK: usize = 4096;
+
+/// Whether a block can be a page here.
+pub(crate) const SUPPORTED: bool = PAGE_SIZE == BLOCK;
+
+/// Blocks of a leaf, which takes one page, too.
+const LEAF: usize = BLOCK / size_of::<Entry>();
+
+/// Blocks that [`Blocks::zero_chunk`] has at a time.
+pub(crate) const CHUNK: usize = LEAF;
+
+/// Largest disk: the table of leaves takes one byte of 64 KiB.
+pub(crate) const MAX_BYTES: u64 = 1 << 43;
+
+/// What is known of a block.
+pub(crate) enum Entry {
+    /// Nothing: it is what is beneath.
+    Below,
+    /// It is zeros.
+    Zeros,
+    /// What is in this page.
+    Data(Page),
+}
+
+type Leaf = [Entry; LEAF];
+
+/// Blocks that lie one behind the other.
+enum Chunk {
+    Below,
+    Zeros,
+    Leaf(KBox<Leaf>),
+}
+
+/// A leaf to be used, with nothing in it.
+pub(crate) fn new_leaf(flags: Flags) -> Result<KBox<Leaf>> {
+    KBox::init(
+        pin_init::init_array_from_fn::<_, LEAF, _, Error>(|_| Ok(Entry::Below)),
+        flags,
+    )
+}
+
+/// Memory that [`Blocks::set`] may take.
+pub(crate) type Spare = Option<KBox<Leaf>>;
+
+/// Blocks of a disk.
+pub(crate) struct Blocks {
+    chunks: KVVec<Chunk>,
+    /// Of the disk.
+    blocks: usize,
+    /// Pages and leaves.
+    pages: usize,
+    /// How often something came to be known, which is as many extents as there are, or more.
+    entries: usize,
+    /// Whether something is known of any.
+    any: bool,
+}
+
+impl Blocks {
+    /// Nothing yet of a disk of `bytes`, whole blocks.
+    pub(crate) fn new(bytes: u64) -> Result<Self> {
+        let blocks = usize::try_from(bytes)? / BLOCK;
+        let len = blocks.div_ceil(CHUNK);
+        let flags = GFP_KERNEL | __GFP_NOWARN | __GFP_RETRY_MAYFAIL;
+        let mut chunks = KVVec::with_capacity(len, flags)?;
+        for _ in 0..len {
+            chunks.push_within_capacity(Chunk::Below)?;
+        }
+        Ok(Self {
+            chunks,
+            blocks,
+            pages: 0,
+            entries: 0,
+            any: false,
+        })
+    }
+
+    /// Blocks of the disk.
+    pub(crate) fn len(&self) -> usize {
+        self.blocks
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        !self.any
+    }
+
+    /// As many extents as there are, or more.
+    pub(crate) fn entries(&self) -> usize {
+        self.entries
+    }
+
+    /// Bytes of memory, the table aside.
+    pub(crate) fn memory(&self) -> usize {
+        self.pages * BLOCK
+    }
+
+    /// What is known of `block`.
+    pub(crate) fn get(&self, block: usize) -> &Entry {
+        match self.chunks.get(block / CHUNK) {
+            Some(Chunk::Leaf(leaf)) => leaf.get(block % CHUNK).unwrap_or(&Entry::Below),
+            Some(Chunk::Zeros) => &Entry::Zeros,
+            Some(Chunk::Below) | None => &Entry::Below,
+        }
+    }
+
+    /// Whether [`Blocks::set`] needs a leaf for `block`.
+    pub(crate) fn needs_leaf(&self, block: usize) -> bool {
+        !matches!(self.chunks.get(block / CHUNK), Some(Chunk::Leaf(_)))
+    }
+
+    /// Has `entry` for `block` from here on. Where there is no leaf and no spare one, nothing
+    /// happens, see [`Blocks::needs_leaf`].
+    pub(crate) fn set(&mut self, block: usize, entry: Entry, spare: &mut Spare) {
+        let Some(chunk) = self.chunks.get_mut(block / CHUNK) else {
+            return;
+        };
+        if !matches!(chunk, Chunk::Leaf(_)) {
+            let Some(mut leaf) = spare.take() else { return };
+            if matches!(chunk, Chunk::Zeros) {
+                for entry in leaf.iter_mut() {
+                    *entry = Entry::Zeros;
+                }
+            }
+            *chunk = Chunk::Leaf(leaf);
+            self.pages += 1;
+        }
+        let Chunk::Leaf(leaf) = chunk else { return };
+        let Some(place) = leaf.get_mut(block % CHUNK) else {
+            return;
+        };
+        self.pages += usize::from(matches!(entry, Entry::Data(_)));
+        self.pages -= usize::from(matches!(place, Entry::Data(_)));
+        // One in the middle of zeros makes two more.
+        self.entries += match place {
+            Entry::Below => 1,
+            Entry::Zeros => 2,
+            Entry::Data(_) => 0,
+        };
+        *place = entry;
+        self.any = true;
+    }
+
+    /// Blocks from `block` on that [`Blocks::zero_chunk`] makes zeros of: none unless it is the
+    /// first of them.
+    pub(crate) fn chunk_at(&self, block: usize) -> usize {
+        match block % CHUNK {
+            0 => self.blocks.saturating_sub(block).min(CHUNK),
+            _ => 0,
+        }
+    }
+
+    /// Makes zeros of all blocks of a chunk, of which `block` is one. What it had is returned, to
+    /// be dropped without the lock.
+    pub(crate) fn zero_chunk(&mut self, block: usize) -> Spare {
+        let at = block / CHUNK;
+        let goes_on = at > 0 && matches!(self.chunks.get(at - 1), Some(Chunk::Zeros));
+        let chunk = self.chunks.get_mut(at)?;
+        if matches!(chunk, Chunk::Below) && !goes_on {
+            self.entries += 1;
+        }
+        let old = core::mem::replace(chunk, Chunk::Zeros);
+        self.any = true;
+        let Chunk::Leaf(leaf) = old else { return None };
+        let data = leaf.iter().filter(|entry| matches!(entry, Entry::Data(_)));
+        self.pages -= 1 + data.count();
+        Some(leaf)
+    }
+
+    /// What is known, in order, as far as something is.
+    pub(crate) fn extents(&self) -> Extents<'_> {
+        Extents {
+            blocks: self,
+            next: 0,
+        }
+    }
+
+    /// The pages, in order of blocks.
+    pub(crate) fn pages(&self) -> impl Iterator<Item = &Page> {
+        let leaves = self.chunks.iter().filter_map(|chunk| match chunk {
+            Chunk::Leaf(leaf) => Some(leaf),
+            Chunk::Below | Chunk::Zeros => None,
+        });
+        let entries = leaves.flat_map(|leaf| leaf.iter());
+        entries.filter_map(|entry| match entry {
+            Entry::Data(page) => Some(page),
+            Entry::Below | Entry::Zeros => None,
+        })
+    }
+
+    /// Whether `block` is known, and zeros; how many from there on are known to be alike without a
+    /// further look.
+    fn kind(&self, block: usize) -> (Option<bool>, usize) {
+        let rest = (CHUNK - block % CHUNK).min(self.blocks - block);
+        match self.chunks.get(block / CHUNK) {
+            Some(Chunk::Leaf(_)) => match self.get(block) {
+                Entry::Below => (None, 1),
+                Entry::Zeros => (Some(true), 1),
+                Entry::Data(_) => (Some(false), 1),
+            },
+            Some(Chunk::Zeros) => (Some(true), rest),
+            Some(Chunk::Below) | None => (None, rest),
+        }
+    }
+}
+
+/// Blocks of one kind that lie one behind the other.
+#[derive(Clone, Copy)]
+pub(crate) struct Extent {
+    pub(crate) block: usize,
+    pub(crate) blocks: usize,
+    pub(crate) zero: bool,
+}
+
+/// An iterator over extents, see [`Blocks::extents`].
+pub(crate) struct Extents<'a> {
+    blocks: &'a Blocks,
+    next: usize,
+}
+
+impl Iterator for Extents<'_> {
+    type Item = Extent;
+
+    fn next(&mut self) -> Option<Extent> {
+        let all = self.blocks.len();
+        let mut found: Option<Extent> = None;
+        while self.next < all {
+            let (kind, len) = self.blocks.kind(self.next);
+            match (&mut found, kind) {
+                (Some(extent), Some(zero)) if zero == extent.zero => extent.blocks += len,
+                (Some(_), _) => break,
+                (None, None) => {}
+                (None, Some(zero)) => {
+                    found = Some(Extent {
+                        block: self.next,
+                        blocks: len,
+                        zero,
+                    });
+                }
+            }
+            self.next += len;
+        }
+        found
+    }
+}

@@ -1,0 +1,86 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What a disk reads at one time: an image's layers, or a zfile, and where they are.
+
+use crate::content::{
+    Content,
+    Failure, //
+};
+use kernel::{
+    block::mq::Below,
+    prelude::*,
+    str::CString, //
+};
+
+/// Content with the paths it came from. It never changes: other layers are another stack, which
+/// takes this one's place, see [`Pool::exchange`].
+///
+/// [`Pool::exchange`]: crate::scratch::Pool::exchange
+pub(crate) struct Stack {
+    /// How many there were before this one.
+    pub(crate) number: u64,
+    pub(crate) content: Content,
+    /// What reads of the content read in turn.
+    pub(crate) below: Below,
+    /// As many as there are blobs.
+    pub(crate) paths: KVec<CString>,
+}
+
+impl Stack {
+    /// `content` of `paths`, the first that a disk has.
+    pub(crate) fn new(content: Content, paths: KVec<CString>) -> Self {
+        Self::numbered(0, content, paths)
+    }
+
+    fn numbered(number: u64, content: Content, paths: KVec<CString>) -> Self {
+        let below = match content.is_on_devices() {
+            true => Below::Devices,
+            false => Below::Files,
+        };
+        Self {
+            number,
+            content,
+            below,
+            paths,
+        }
+    }
+
+    /// The same with the layer at `path` in place of the `nr` layers from `first` on.
+    pub(crate) fn exchanged(&self, first: usize, nr: usize, path: &CStr) -> Result<Self, Failure> {
+        let content = self.content.exchanged(first, nr, path)?;
+        let paths = self.paths_exchanged(first, nr, path);
+        let paths = paths.map_err(|error| Failure::whole(error, "out of memory"))?;
+        Ok(Self::numbered(self.number + 1, content, paths))
+    }
+
+    fn paths_exchanged(&self, first: usize, nr: usize, path: &CStr) -> Result<KVec<CString>> {
+        let mut paths = KVec::with_capacity(self.paths.len() + 1, GFP_KERNEL)?;
+        let (before, after) = parts(&self.paths, first, nr).ok_or(EINVAL)?;
+        for path in before {
+            paths.push(copy(path)?, GFP_KERNEL)?;
+        }
+        paths.push(path.try_into()?, GFP_KERNEL)?;
+        for path in after {
+            paths.push(copy(path)?, GFP_KERNEL)?;
+        }
+        Ok(paths)
+    }
+}
+
+/// What of `all` is before the `nr` from `first` on, and behind them, if they are there.
+pub(crate) fn parts<T>(all: &[T], first: usize, nr: usize) -> Option<(&[T], &[T])> {
+    Some((all.get(..first)?, all.get(first.checked_add(nr)?..)?))
+}
+
+fn copy(path: &CStr) -> Result<CString> {
+    Ok(path.try_into()?)
+}
+
+/// The same paths.
+pub(crate) fn copies(paths: &[CString]) -> Result<KVec<CString>> {
+    let mut copies = KVec::with_capacity(paths.len(), GFP_KERNEL)?;
+    for path in paths {
+        copies.push(copy(path)?, GFP_KERNEL)?;
+    }
+    Ok(copies)
+}
