@@ -22,6 +22,7 @@ use crate::stats::{
 };
 use obd_core::image::MAX_LAYERS;
 use rustix::io::Errno;
+use std::num::NonZero;
 use std::ops::{
     ControlFlow,
     Range, //
@@ -52,6 +53,9 @@ const MAX_PAUSE: Duration = Duration::from_secs(10);
 
 /// After a merge that failed, so many commits until the next one.
 const MERGE_AFTER: u64 = 8;
+
+/// Data that is worth a thread.
+const THREAD_BYTES: usize = 1 << 20;
 
 /// How a writer works.
 #[derive(Clone, Debug)]
@@ -200,6 +204,15 @@ impl<'a, F: Folder, K: Kernel> Writer<'a, F, K> {
         Ok(())
     }
 
+    /// How a layer with so many bytes of data is written: threads are no gain for a
+    /// few blocks, for which somebody waits.
+    fn layer_options(&self, bytes: usize) -> obd_writer::Options {
+        let mut options = self.options.layer.clone();
+        let most = NonZero::new(bytes / THREAD_BYTES).unwrap_or(NonZero::<usize>::MIN);
+        options.threads = options.threads.min(most);
+        options
+    }
+
     /// Makes a layer of what is frozen.
     fn commit(&mut self, frozen: &Frozen) -> Result<(), Error> {
         if let Some(step) = self.pending {
@@ -229,7 +242,7 @@ impl<'a, F: Folder, K: Kernel> Writer<'a, F, K> {
         let name = crate::image::name(number);
         let sink = Draft::layer(self.device.folder(), number)?;
         let go = |_, _| ControlFlow::Continue(());
-        let written = obd_writer::commit(&content, sink, &self.options.layer, go);
+        let written = obd_writer::commit(&content, sink, &self.layer_options(bytes.len()), go);
         let written = match written {
             Ok(written) => written,
             Err(error) => {
@@ -387,8 +400,8 @@ impl<'a, F: Folder, K: Kernel> Writer<'a, F, K> {
     {
         let is_set = |flag: Option<&AtomicBool>| flag.is_some_and(|it| it.load(Ordering::Relaxed));
         let mut pause = PAUSE;
-        // What the log knows of the present trouble.
-        let mut said = None;
+        // What the log knows of the present trouble: whether it is lack of space.
+        let mut said: Option<bool> = None;
         loop {
             let done = merging.take_if(|it| it.thread.is_finished() || !self.options.background);
             if let Some(done) = done {
@@ -446,9 +459,9 @@ impl<'a, F: Folder, K: Kernel> Writer<'a, F, K> {
                         true => format!("no space left: {error}: waiting for some"),
                         false => format!("cannot commit a layer: {error}: trying again"),
                     };
-                    if said.as_ref() != Some(&line) {
+                    // Once for each kind: the rest is as good as the same.
+                    if said.replace(error.is_full()) != Some(error.is_full()) {
                         (told.log)(&line);
-                        said = Some(line);
                     }
                     self.rest(pause, signals);
                     pause = (pause * 2).min(MAX_PAUSE);

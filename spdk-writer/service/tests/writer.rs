@@ -213,7 +213,7 @@ fn a_device_in_a_folder() {
     std::fs::write(at.join("layers/notes"), "x").unwrap();
     let device = Device::open(&directory).unwrap();
     let path = at.canonicalize().unwrap().join("layers/00000001.lsmt");
-    assert_eq!(device.paths(), [path.clone()]);
+    assert_eq!(device.paths(), std::slice::from_ref(&path));
     let there = |at: &std::path::Path| {
         let mut names: Vec<_> = std::fs::read_dir(at)
             .unwrap()
