@@ -131,7 +131,7 @@ fn without_a_driver() {
         dir,
         &["attach", "--writable", "disk", "--configfs", "configfs"],
         2,
-        "cannot be written to",
+        "no disks that can be written to",
     );
     // Nothing is left of it.
     assert_eq!(fs::read_dir(dir.join("configfs")).unwrap().count(), 0);
