@@ -180,7 +180,7 @@ pub(crate) struct Writing {
     /// The disk's name.
     disk: String,
     /// The disk's number, which no other one has until the machine starts again,
-    sequence: Vec<u8>,
+    sequence: String,
     /// and which start that was.
     boot: String,
     /// What the writer did.
@@ -218,7 +218,7 @@ impl Writing {
 
     /// Whether the disk that this is about is there.
     fn is_attached(&self) -> bool {
-        self.boot == boot() && driver::sequence(&self.disk).as_ref() == Some(&self.sequence)
+        self.boot == boot() && sequence(&self.disk).as_ref() == Some(&self.sequence)
     }
 
     /// Writes it for others to see, whole or not at all.
@@ -248,9 +248,16 @@ impl Writing {
     }
 }
 
+/// The number of a disk, if it is there.
+fn sequence(disk: &str) -> Option<String> {
+    let number = String::from_utf8(driver::sequence(disk)?).ok()?;
+    Some(number.trim().to_owned())
+}
+
 /// Which start of the machine this is.
 fn boot() -> String {
-    fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default()
+    let id = fs::read_to_string("/proc/sys/kernel/random/boot_id");
+    id.unwrap_or_default().trim().to_owned()
 }
 
 /// Opens and locks the folder of a disk, whose writer may be about to end.
@@ -411,7 +418,7 @@ pub(crate) fn attach(args: &attach::Args, json: bool, interrupted: &Arc<AtomicBo
                 alive: true,
                 dir: directory.at().into(),
                 name: made.name().to_owned(),
-                sequence: driver::sequence(&disk).unwrap_or_default(),
+                sequence: sequence(&disk).unwrap_or_default(),
                 disk,
                 boot: boot(),
                 stats: Stats::default(),

@@ -162,7 +162,8 @@ impl Folder for Directory {
             .write(true)
             .create(true)
             .truncate(true)
-            .mode(0o644)
+            // What is on the disk is for who may read the disk.
+            .mode(0o600)
             .open(self.path.join(name))
     }
 
