@@ -10,8 +10,14 @@ use crate::writable::Writing;
 use rustix::io::Errno;
 use serde::Serialize;
 use std::collections::BTreeMap;
-use std::fs;
-use std::io;
+use std::fs::{
+    self,
+    OpenOptions, //
+};
+use std::io::{
+    self,
+    Write, //
+};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{
     Path,
@@ -269,9 +275,12 @@ impl Device {
         let disk = self.disk()?.unwrap_or_default();
         let before = sequence(&disk);
         // Waits until all has ended, which removing does not.
-        let off = self.write("power", b"0");
+        let off = self.power_off(interrupted);
         if let (Err(error), false) = (off, force) {
-            return Err(self.refused(error));
+            return Err(match interrupted.load(Ordering::Relaxed) {
+                true => Error::Interrupted,
+                false => self.refused(error),
+            });
         }
         fs::remove_dir(&self.path).map_err(|error| Error::io("remove", &self.path, error))?;
         // Another disk may have its name soon, but not its number.
@@ -282,6 +291,25 @@ impl Device {
             thread::sleep(POLL);
         }
         Ok(())
+    }
+
+    /// Has the driver take the disk away, which waits for what was written to it, and
+    /// that for as long as there is no room: a signal ends it.
+    fn power_off(&self, interrupted: &AtomicBool) -> io::Result<()> {
+        let mut power = OpenOptions::new()
+            .write(true)
+            .open(self.path.join("power"))?;
+        loop {
+            match power.write(b"0") {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {
+                    if interrupted.load(Ordering::Relaxed) {
+                        return Err(error);
+                    }
+                }
+                Err(error) => return Err(error),
+                Ok(_) => return Ok(()),
+            }
+        }
     }
 
     /// Why it cannot be detached.
