@@ -18,6 +18,11 @@ use crate::userspace::{
     ServeArgs,
     Serving, //
 };
+use crate::writable::{
+    self,
+    WriteArgs,
+    Writing, //
+};
 use serde::Serialize;
 use std::fs;
 use std::path::{
@@ -27,15 +32,16 @@ use std::path::{
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-/// Attach layers as a read-only block device of the kernel's driver, or of a process.
+/// Attach layers as a block device of the kernel's driver, or of a process.
 ///
-/// Prints the device. A configuration's resultFile gets "success" or
+/// It is read-only, unless --writable names the folder of a read-write disk (obd
+/// create --rw). Prints the device. A configuration's resultFile gets "success" or
 /// "failed:REASON".
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// Name of the device in configfs; the first free imageN if there is none.
     #[arg(short, long)]
-    name: Option<String>,
+    pub(crate) name: Option<String>,
 
     /// Attach the content of one zfile, whatever it is.
     #[arg(long)]
@@ -43,13 +49,16 @@ pub(crate) struct Args {
 
     /// The driver's folder in configfs.
     #[arg(long, value_name = "DIR")]
-    configfs: Option<PathBuf>,
+    pub(crate) configfs: Option<PathBuf>,
 
     #[command(flatten)]
-    serve: ServeArgs,
+    pub(crate) serve: ServeArgs,
 
     #[command(flatten)]
-    stack: StackArgs,
+    pub(crate) write: WriteArgs,
+
+    #[command(flatten)]
+    pub(crate) stack: StackArgs,
 }
 
 /// Detach a block device.
@@ -88,6 +97,9 @@ pub(crate) fn run(args: &Args, json: bool, interrupted: &Arc<AtomicBool>) -> Res
     if args.serve.is_elsewhere() {
         return userspace::spawn();
     }
+    if args.write.is_asked_for() {
+        return writable::attach(args, json, interrupted);
+    }
     let result_file = match args.stack.config() {
         Some(config) => config::result_file(config)?,
         None => None,
@@ -115,7 +127,7 @@ pub(crate) fn run(args: &Args, json: bool, interrupted: &Arc<AtomicBool>) -> Res
 }
 
 /// Says what was attached.
-fn announce(attached: &Attached, json: bool) {
+pub(crate) fn announce(attached: &Attached, json: bool) {
     match json {
         true => crate::print_json(attached),
         false => ui::print(&attached.device.display().to_string()),
@@ -166,9 +178,14 @@ pub(crate) fn detach(args: &DetachArgs, interrupted: &AtomicBool) -> Result<()> 
     for name in &args.names {
         match obd_ublk::number(name) {
             Some(id) => userspace::detach(id, args.force, interrupted)?,
-            None => Driver::new(args.configfs.as_deref())?
-                .find(name)?
-                .detach(args.force, interrupted)?,
+            None => {
+                let device = Driver::new(args.configfs.as_deref())?.find(name)?;
+                let writing = Writing::of(device.name());
+                device.detach(args.force, interrupted)?;
+                if let Some(writing) = writing {
+                    writing.ended(interrupted)?;
+                }
+            }
         }
     }
     Ok(())
@@ -184,7 +201,11 @@ fn devices(configfs: Option<&Path>) -> Result<Vec<Status>> {
     };
     let mut devices = Vec::new();
     for device in driver.map_or(Ok(Vec::new()), |driver| driver.devices())? {
-        devices.push(device.status()?);
+        let mut status = device.status()?;
+        if status.writable {
+            status.writer = Writing::of(device.name());
+        }
+        devices.push(status);
     }
     devices.extend(served.unwrap_or_default());
     Ok(devices)
@@ -205,7 +226,26 @@ pub(crate) fn list(args: &ListArgs, json: bool) -> Result<()> {
             (_, [layer]) => layer.display().to_string(),
             (_, layers) => format!("{} layers", layers.len()),
         };
-        ui::print(&format!("{}\t{}\t{what}", status.name, disk.display()));
+        let writable = match (status.writable, status.volatile) {
+            (false, _) => "",
+            (true, false) => "\twritable",
+            (true, true) => "\twritable, volatile",
+        };
+        let writer = match (status.writable, &status.writer) {
+            (false, _) => String::new(),
+            (
+                true,
+                Some(Writing {
+                    pid, alive: true, ..
+                }),
+            ) => format!(", writer {pid}"),
+            (true, Some(_) | None) => ", no writer".into(),
+        };
+        ui::print(&format!(
+            "{}\t{}\t{what}{writable}{writer}",
+            status.name,
+            disk.display()
+        ));
     }
     Ok(())
 }

@@ -66,14 +66,16 @@ pub(crate) struct LayerFile {
     pub(crate) digest: Option<String>,
 }
 
-/// The layers of a configuration, bottom to top.
+/// The layers of a configuration, bottom to top. What is relative is so to the
+/// configuration's folder.
 ///
 /// # Errors
 ///
 /// A file that cannot be read or is no configuration, layers that are not on
 /// this machine or of a kind that is not supported.
 pub(crate) fn layers(path: &Path) -> Result<Vec<LayerFile>> {
-    read(path)?.layers().map_err(|reason| Error::Config {
+    let base = path.parent().unwrap_or(Path::new(""));
+    read(path)?.layers(base).map_err(|reason| Error::Config {
         path: path.into(),
         reason,
     })
@@ -100,11 +102,11 @@ fn read(path: &Path) -> Result<Config> {
 }
 
 impl Config {
-    fn layers(self) -> std::result::Result<Vec<LayerFile>, String> {
+    fn layers(self, base: &Path) -> std::result::Result<Vec<LayerFile>, String> {
         let mut layers = Vec::new();
         for (i, lower) in self.lowers.into_iter().enumerate() {
             let path = lower
-                .path()
+                .path(base)
                 .map_err(|reason| format!("lower {i}: {reason}"))?;
             layers.push(LayerFile {
                 path,
@@ -117,10 +119,10 @@ impl Config {
         }
         if !self.upper.data.is_empty() {
             layers.push(LayerFile {
-                path: self.upper.data.into(),
+                path: base.join(self.upper.data),
                 index: Some(self.upper.index)
                     .filter(|index| !index.is_empty())
-                    .map(PathBuf::from),
+                    .map(|index| base.join(index)),
                 digest: None,
             });
         }
@@ -129,19 +131,19 @@ impl Config {
 }
 
 impl Lower {
-    fn path(&self) -> std::result::Result<PathBuf, String> {
+    fn path(&self, base: &Path) -> std::result::Result<PathBuf, String> {
         if !self.target_file.is_empty() || !self.target_digest.is_empty() {
             return Err("a turboOCI (warp) layer is not supported".into());
         }
         if !self.file.is_empty() {
-            return Ok(self.file.clone().into());
+            return Ok(base.join(&self.file));
         }
         if self.dir.is_empty() {
             return Err("has neither file nor dir: it is not on this machine".into());
         }
         NAMES
             .iter()
-            .map(|name| Path::new(&self.dir).join(name))
+            .map(|name| base.join(&self.dir).join(name))
             .find(|path| path.exists())
             .ok_or(format!("no {} in {}", NAMES.join(" or "), self.dir))
     }
@@ -152,7 +154,8 @@ mod tests {
     use super::*;
 
     fn parse(text: &str) -> std::result::Result<Vec<LayerFile>, String> {
-        serde_json::from_str::<Config>(text).unwrap().layers()
+        let config: Config = serde_json::from_str(text).unwrap();
+        config.layers(Path::new("/base"))
     }
 
     #[test]
@@ -164,6 +167,7 @@ mod tests {
             "lowers": [
                 {"file": "/a", "digest": "sha256:00", "size": 5},
                 {"dir": dir.path()},
+                {"file": "layers/b"},
             ],
             "upper": {"index": "/i", "data": "/d"},
             "resultFile": "/r",
@@ -175,11 +179,12 @@ mod tests {
             [
                 PathBuf::from("/a"),
                 dir.path().join("overlaybd.sealed"),
+                PathBuf::from("/base/layers/b"),
                 PathBuf::from("/d")
             ]
         );
         assert_eq!(layers[0].digest.as_deref(), Some("sha256:00"));
-        assert_eq!(layers[2].index, Some(PathBuf::from("/i")));
+        assert_eq!(layers[3].index, Some(PathBuf::from("/i")));
         // A commit counts before a sealed layer.
         std::fs::write(dir.path().join("overlaybd.commit"), "").unwrap();
         let layers = parse(&text.to_string()).unwrap();

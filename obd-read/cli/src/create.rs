@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: MIT
 
-//! `obd create`: an empty read-write layer.
+//! `obd create`: an empty read-write layer, or a read-write disk.
 
 use crate::error::{
     Error,
     Result, //
 };
 use crate::ui;
+use crate::writable;
 use crate::write;
 use obd_writer::{
     Kind,
@@ -19,16 +20,25 @@ use std::path::{
 };
 use uuid::Uuid;
 
-/// Make an empty read-write layer.
+/// Make an empty read-write layer, or the folder of a read-write disk (--rw).
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Its data file.
-    #[arg(value_name = "DATA")]
+    /// Its data file; the disk's folder.
+    #[arg(value_name = "DATA|DIR")]
     data: PathBuf,
 
     /// Its index file.
-    #[arg(value_name = "INDEX", required_unless_present = "sparse")]
+    #[arg(value_name = "INDEX", required_unless_present_any = ["sparse", "rw"])]
     index: Option<PathBuf>,
+
+    /// Make the folder of a disk that is written to (obd attach --writable).
+    #[arg(long, conflicts_with_all = ["index", "sparse", "parent_uuid"])]
+    rw: bool,
+
+    /// What is below the disk: layers, bottom to top, or one image configuration
+    /// (*.json). They must stay as they are.
+    #[arg(long, requires = "rw", value_name = "CONFIG|LAYER", num_args = 1..)]
+    lower: Vec<PathBuf>,
 
     /// Keep data at its own address in a file with holes, without an index.
     #[arg(long, conflicts_with = "index")]
@@ -36,15 +46,16 @@ pub(crate) struct Args {
 
     /// Size of the image: bytes, or a number and K, M, G or T (of 1024). 0 is
     /// that of the layers below.
-    #[arg(short, long, value_parser = size)]
-    size: u64,
+    #[arg(short, long, value_parser = size, required_unless_present = "lower")]
+    size: Option<u64>,
 
     /// The UUID of the layer below.
     #[arg(long, value_name = "UUID")]
     parent_uuid: Option<Uuid>,
 }
 
-fn size(text: &str) -> std::result::Result<u64, String> {
+/// Bytes, as they are given on the command line.
+pub(crate) fn size(text: &str) -> std::result::Result<u64, String> {
     let digits = text.trim_end_matches(|c: char| !c.is_ascii_digit());
     let shift = match &text[digits.len()..] {
         "" => 0,
@@ -71,11 +82,15 @@ struct Created<'a> {
 
 /// Runs `obd create`.
 pub(crate) fn run(args: &Args, json: bool) -> Result<()> {
+    let size = args.size.unwrap_or(0);
+    if args.rw {
+        return writable::create(&args.data, size, &args.lower, json);
+    }
     let kind = match &args.index {
         Some(index) => Kind::Log(index.clone()),
         None => Kind::Sparse,
     };
-    let made = obd_writer::create(&args.data, &kind, args.size, args.parent_uuid);
+    let made = obd_writer::create(&args.data, &kind, size, args.parent_uuid);
     let uuid = made.map_err(|error| match error {
         // There is no --force here: what was written to a layer is there once.
         TargetError::Exists(path) => Error::Present(path),
@@ -87,7 +102,7 @@ pub(crate) fn run(args: &Args, json: bool) -> Result<()> {
             data: &args.data,
             index: args.index.as_deref(),
             uuid,
-            virtual_size: args.size,
+            virtual_size: size,
         });
     } else {
         ui::print(&format!("{}: layer {uuid}", args.data.display()));

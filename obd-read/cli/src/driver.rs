@@ -6,11 +6,18 @@ use crate::error::{
     Error,
     Result, //
 };
+use crate::writable::Writing;
 use rustix::io::Errno;
 use serde::Serialize;
 use std::collections::BTreeMap;
-use std::fs;
-use std::io;
+use std::fs::{
+    self,
+    OpenOptions, //
+};
+use std::io::{
+    self,
+    Write, //
+};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{
     Path,
@@ -31,7 +38,7 @@ const POLL: Duration = Duration::from_millis(5);
 
 /// The number of a disk, which no other one has or will have; none if it is not
 /// there.
-fn sequence(disk: &str) -> Option<Vec<u8>> {
+pub(crate) fn sequence(disk: &str) -> Option<Vec<u8>> {
     fs::read(Path::new("/sys/class/block").join(disk).join("diskseq")).ok()
 }
 
@@ -42,6 +49,19 @@ pub(crate) struct Driver(PathBuf);
 pub(crate) struct Device {
     name: String,
     path: PathBuf,
+}
+
+/// How a disk can be written to.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Writable {
+    /// Whether flushes are answered at once.
+    pub(crate) volatile: bool,
+    /// Bytes in memory at most, as the driver's own if there is none, as below.
+    pub(crate) memory: Option<u64>,
+    /// Bytes that are committed without being asked.
+    pub(crate) commit_bytes: Option<u64>,
+    /// Milliseconds after which they are.
+    pub(crate) commit_ms: Option<u32>,
 }
 
 /// What there is to know of a device.
@@ -55,6 +75,15 @@ pub(crate) struct Status {
     pub(crate) layers: Vec<PathBuf>,
     /// Whether it is the content of one zfile.
     pub(crate) zfile: bool,
+    /// Whether it can be written to.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) writable: bool,
+    /// Whether what was written to it need not survive.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) volatile: bool,
+    /// The process that makes layers of what is written to it, as far as it said.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) writer: Option<Writing>,
     /// The process that serves it, if it is one of the ublk driver's.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) server: Option<u32>,
@@ -173,6 +202,41 @@ impl Device {
             self.set("layers", layer.as_os_str().as_bytes())?;
         }
         self.set("zfile", if zfile { b"1" } else { b"0" })?;
+        self.power_on()
+    }
+
+    /// Attaches `layers`, bottom to top, as a disk that can be written to, and
+    /// returns the disk.
+    ///
+    /// # Errors
+    ///
+    /// As [`Device::attach`].
+    pub(crate) fn attach_writable(&self, layers: &[PathBuf], how: &Writable) -> Result<PathBuf> {
+        if !self.path.join("writable").exists() {
+            return Err(Error::Device {
+                name: self.name.clone(),
+                reason: "the driver has no disks that can be written to",
+            });
+        }
+        for layer in layers {
+            self.set("layers", layer.as_os_str().as_bytes())?;
+        }
+        self.set("writable", b"1")?;
+        self.set("volatile", if how.volatile { b"1" } else { b"0" })?;
+        for (file, number) in [
+            ("memory", how.memory),
+            ("commit_bytes", how.commit_bytes),
+            ("commit_ms", how.commit_ms.map(u64::from)),
+        ] {
+            if let Some(number) = number {
+                self.set(file, number.to_string().as_bytes())?;
+            }
+        }
+        self.power_on()
+    }
+
+    /// Has the driver make the disk, and returns that.
+    fn power_on(&self) -> Result<PathBuf> {
         self.write("power", b"1").map_err(|error| {
             let reason = self.read("error").unwrap_or_default();
             match reason.trim() {
@@ -211,9 +275,12 @@ impl Device {
         let disk = self.disk()?.unwrap_or_default();
         let before = sequence(&disk);
         // Waits until all has ended, which removing does not.
-        let off = self.set("power", b"0");
-        if !force {
-            off?;
+        let off = self.power_off(interrupted);
+        if let (Err(error), false) = (off, force) {
+            return Err(match interrupted.load(Ordering::Relaxed) {
+                true => Error::Interrupted,
+                false => self.refused(error),
+            });
         }
         fs::remove_dir(&self.path).map_err(|error| Error::io("remove", &self.path, error))?;
         // Another disk may have its name soon, but not its number.
@@ -226,6 +293,50 @@ impl Device {
         Ok(())
     }
 
+    /// Has the driver take the disk away, which waits for what was written to it, and
+    /// that for as long as there is no room: a signal ends it.
+    fn power_off(&self, interrupted: &AtomicBool) -> io::Result<()> {
+        let mut power = OpenOptions::new()
+            .write(true)
+            .open(self.path.join("power"))?;
+        loop {
+            match power.write(b"0") {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {
+                    if interrupted.load(Ordering::Relaxed) {
+                        return Err(error);
+                    }
+                }
+                Err(error) => return Err(error),
+                Ok(_) => return Ok(()),
+            }
+        }
+    }
+
+    /// Why it cannot be detached.
+    fn refused(&self, error: io::Error) -> Error {
+        let reason = self.read("error").unwrap_or_default();
+        match (self.is("writable"), reason.trim()) {
+            (true, reason) if !reason.is_empty() => Error::Busy {
+                path: self.path.clone(),
+                reason: format!("cannot be detached: {reason}"),
+            },
+            (true, _) if Errno::from_io_error(&error) == Some(Errno::BUSY) => Error::Busy {
+                path: self.path.clone(),
+                reason: "is in use, or has data in memory and no writer".into(),
+            },
+            (true, _) if Errno::from_io_error(&error) == Some(Errno::IO) => Error::Busy {
+                path: self.path.clone(),
+                reason: "its last writes could not be committed: it stays, see the log".into(),
+            },
+            _ => Error::io("write", self.path.join("power"), error),
+        }
+    }
+
+    /// Whether an attribute, which older drivers need not have, is 1.
+    fn is(&self, file: &str) -> bool {
+        self.read(file).is_ok_and(|text| text.trim() == "1")
+    }
+
     /// What there is to know of it.
     pub(crate) fn status(&self) -> Result<Status> {
         let stats = self.read("stats")?;
@@ -234,6 +345,9 @@ impl Device {
             device: self.disk()?.map(|disk| Path::new("/dev").join(disk)),
             layers: self.read("layers")?.lines().map(PathBuf::from).collect(),
             zfile: self.read("zfile")?.trim() == "1",
+            writable: self.is("writable"),
+            volatile: self.is("volatile"),
+            writer: None,
             server: None,
             stats: stats
                 .lines()

@@ -81,6 +81,9 @@ pub(crate) enum Error {
     /// A layer store could not be used.
     #[error("{0}")]
     Store(obd_store::Error),
+    /// A read-write disk could not be used.
+    #[error("{0}")]
+    Service(obd_service::Error),
     /// The kernel's ublk driver could not be used.
     #[error("{0}")]
     Ublk(#[from] obd_ublk::Error),
@@ -124,6 +127,14 @@ pub(crate) enum Error {
         /// What is wrong with it.
         reason: &'static str,
     },
+    /// A read-write disk that cannot be used as it is wanted now.
+    #[error("{}: {reason}", path.display())]
+    Busy {
+        /// Its folder, or its disk.
+        path: PathBuf,
+        /// Why not, and what can be done.
+        reason: String,
+    },
     /// A signal came.
     #[error("interrupted")]
     Interrupted,
@@ -156,10 +167,12 @@ impl Error {
             | Error::Source { .. } => 1,
             Error::Exists(_) | Error::NotAFile(_) | Error::Present(_) | Error::Layer { .. } => 2,
             Error::Attach { image: true, .. } => 1,
-            Error::Ublk(_) => 3,
+            Error::Service(obd_service::Error::Image { .. }) => 1,
+            Error::Service(obd_service::Error::Interrupted) => 130,
+            Error::Ublk(_) | Error::Service(_) => 3,
             Error::Reported(code) => *code,
             Error::Device { .. } => 2,
-            Error::Attach { .. } | Error::Io { .. } => 3,
+            Error::Attach { .. } | Error::Busy { .. } | Error::Io { .. } => 3,
             Error::Interrupted => 130,
         }
     }

@@ -24,6 +24,7 @@ mod store;
 mod ui;
 mod userspace;
 mod verify;
+mod writable;
 mod write;
 
 use clap::{
@@ -57,9 +58,11 @@ enum Command {
     Convert(convert::Args),
     Store(store::Args),
     Check(device::CheckArgs),
-    Attach(attach::Args),
+    Attach(Box<attach::Args>),
     Detach(attach::DetachArgs),
     List(attach::ListArgs),
+    Writer(writable::WriterArgs),
+    Compact(writable::CompactArgs),
 }
 
 /// Writes one JSON document to standard output.
@@ -87,6 +90,8 @@ fn run(cli: &Cli) -> Result<()> {
         Command::Attach(args) => attach::run(args, cli.json, &interrupted),
         Command::Detach(args) => attach::detach(args, &interrupted),
         Command::List(args) => attach::list(args, cli.json),
+        Command::Writer(args) => writable::writer(args, cli.json, &interrupted),
+        Command::Compact(args) => writable::compact(args, cli.json, &interrupted),
     }
 }
 

@@ -164,6 +164,11 @@ impl StackArgs {
         Ok(files)
     }
 
+    /// What the command line names.
+    pub(crate) fn named(&self) -> &[PathBuf] {
+        &self.layers
+    }
+
     /// The configuration among the arguments.
     pub(crate) fn config(&self) -> Option<&Path> {
         match self.layers.as_slice() {

@@ -57,7 +57,7 @@ use std::thread;
 use std::time::Duration;
 
 /// Where the servers of devices say what they serve.
-const STATE_DIR: &str = "/run/obd";
+pub(crate) const STATE_DIR: &str = "/run/obd";
 
 /// Set in the environment of a server that is to leave its caller once it serves.
 const DETACH: &str = "OBD_DETACH";
@@ -70,11 +70,12 @@ const POLL: Duration = Duration::from_millis(5);
 pub(crate) struct ServeArgs {
     /// Serve the device from a process, through the kernel's ublk driver: for
     /// kernels without the driver of these images.
-    #[arg(long, conflicts_with_all = ["name", "configfs"])]
+    #[arg(long, group = "process", conflicts_with_all = ["name", "configfs"])]
     userspace: bool,
 
-    /// Serve it in the foreground, until a signal comes or it is detached.
-    #[arg(long, requires = "userspace")]
+    /// Serve it, or write to it, in the foreground, until a signal comes or it is
+    /// detached.
+    #[arg(long, requires = "process")]
     foreground: bool,
 
     /// Hardware queues, a thread each; no more than there are CPUs.
@@ -118,7 +119,7 @@ impl State {
 }
 
 /// Removes what was written of a server that serves no more.
-fn remove(path: &Path) {
+pub(crate) fn remove(path: &Path) {
     // It says nothing any more, whether it is there or not.
     let _ = fs::remove_file(path);
 }
@@ -140,7 +141,13 @@ impl ServeArgs {
 
     /// Whether another process is to do it.
     pub(crate) fn is_elsewhere(&self) -> bool {
-        self.userspace && !self.foreground && !detaches()
+        self.userspace && self.is_detached()
+    }
+
+    /// Whether what lives as long as the device is to be in another process than
+    /// this one.
+    pub(crate) fn is_detached(&self) -> bool {
+        !self.foreground && !detaches()
     }
 
     /// Makes the device, with the layers at `paths` or the zfile that they are.
@@ -227,7 +234,7 @@ impl Serving {
 }
 
 /// Whether this is a server that leaves its caller.
-fn detaches() -> bool {
+pub(crate) fn detaches() -> bool {
     std::env::var_os(DETACH).is_some()
 }
 
@@ -258,7 +265,7 @@ pub(crate) fn spawn() -> Result<()> {
 }
 
 /// Leaves who started this process: its session, its folder, its terminal.
-fn leave() -> Result<()> {
+pub(crate) fn leave() -> Result<()> {
     let fail = |error| Error::io("leave", "the session", error);
     rustix::process::setsid().map_err(|errno| fail(errno.into()))?;
     std::env::set_current_dir("/").map_err(fail)?;
@@ -271,7 +278,7 @@ fn leave() -> Result<()> {
 }
 
 /// Complaints of a server in the foreground.
-fn stderr() -> Sink {
+pub(crate) fn stderr() -> Sink {
     Box::new(|line| {
         // Nobody is left to be told if this fails.
         let _ = writeln!(io::stderr(), "obd: {line}");
@@ -279,7 +286,7 @@ fn stderr() -> Sink {
 }
 
 /// Complaints of a server that left: where those of the kernel's driver are.
-fn kernel_log() -> Result<Sink> {
+pub(crate) fn kernel_log() -> Result<Sink> {
     const PATH: &str = "/dev/kmsg";
     /// The kernel takes lines of 1024 bytes.
     const MOST: usize = 1000;
@@ -319,6 +326,9 @@ pub(crate) fn devices() -> Result<Option<Vec<Status>>> {
             device: device.live.then(|| Path::new("/dev").join(device.name())),
             layers,
             zfile,
+            writable: false,
+            volatile: false,
+            writer: None,
             server: Some(device.server).filter(|_| device.served),
             stats: BTreeMap::from([
                 ("queues".to_owned(), device.queues.into()),

@@ -1,0 +1,230 @@
+// SPDX-License-Identifier: MIT
+
+//! What the writer does when nobody is killed: bytes, merges, errors, ends.
+
+mod common;
+
+use common::{
+    BLOCKS,
+    Model,
+    Shared,
+    check, //
+};
+use obd_service::writer::{
+    Signals,
+    Told, //
+};
+use obd_service::{
+    BLOCK,
+    Depth,
+    Device,
+    Directory,
+    End,
+    Error,
+    Kernel,
+    Options,
+    Stats,
+    Writer,
+    compact, //
+};
+use std::sync::Mutex;
+use std::sync::atomic::AtomicBool;
+
+fn options(background: bool) -> Options {
+    Options {
+        max_layers: 4,
+        background,
+        ..Options::default()
+    }
+}
+
+/// A writer from its beginning to its end, and what it said.
+fn write(
+    world: &Shared,
+    options: Options,
+    signals: &Signals<'_>,
+) -> (Result<End, Error>, Stats, Vec<String>) {
+    let folder = Model(world.clone());
+    let device = Device::open(&folder).unwrap();
+    let mut writer = Writer::new(device, Model(world.clone()), options).unwrap();
+    let lines = Mutex::new(Vec::new());
+    let log = |line: &str| lines.lock().unwrap().push(line.to_owned());
+    let mut told = Told {
+        log: &log,
+        stats: &mut |_: &Stats| {},
+    };
+    let end = writer.run(signals, &mut told);
+    let stats = writer.stats();
+    drop(writer);
+    (end, stats, lines.into_inner().unwrap())
+}
+
+#[test]
+fn the_same_writes_are_the_same_files() {
+    let worlds: Vec<Shared> = (0..2)
+        .map(|_| {
+            let world = Shared::new(5, 30);
+            let (end, stats, lines) = write(&world, options(false), &Signals::default());
+            assert_eq!(end.unwrap(), End::Gone);
+            assert_eq!(lines, [""; 0]);
+            assert!(stats.commits > 10 && stats.merges > 2, "{stats:?}");
+            assert_eq!(stats.bytes_copied, 0);
+            check(&world);
+            world
+        })
+        .collect();
+    assert!(worlds[0].lock().stacked == worlds[1].lock().stacked);
+}
+
+#[test]
+fn merges_in_the_background_change_nothing() {
+    let world = Shared::new(6, 200);
+    let (end, stats, lines) = write(&world, options(true), &Signals::default());
+    assert_eq!(end.unwrap(), End::Gone);
+    assert_eq!(lines, [""; 0]);
+    assert!(stats.commits > 100, "{stats:?}");
+    // What a merge was making when the disk went is gone, too.
+    check(&world);
+}
+
+#[test]
+fn all_layers_become_one_when_somebody_asks() {
+    let world = Shared::new(8, 6);
+    let asked = AtomicBool::new(true);
+    let signals = Signals {
+        compact: Some(&asked),
+        ..Signals::default()
+    };
+    let mut options = options(false);
+    options.max_layers = 100;
+    let (end, ..) = write(&world, options, &signals);
+    assert_eq!(end.unwrap(), End::Gone);
+    check(&world);
+
+    // And without a writer: those of the device, then all.
+    let folder = Model(world.clone());
+    let go = AtomicBool::new(false);
+    let plain = obd_writer::Options::default();
+    let before = Device::look(&folder).unwrap().lowers.len();
+    let merged = compact(&folder, Depth::Own, &plain, &go).unwrap();
+    assert_eq!(merged, Some(before - 1));
+    check(&world);
+    assert_eq!(Device::look(&folder).unwrap().lowers.len(), 2);
+    assert_eq!(compact(&folder, Depth::Own, &plain, &go).unwrap(), None);
+    assert_eq!(compact(&folder, Depth::All, &plain, &go).unwrap(), Some(2));
+    check(&world);
+    assert_eq!(Device::look(&folder).unwrap().lowers.len(), 1);
+    // It can be written to as before.
+    world.attach();
+    world.set_rounds(5);
+    let (end, ..) = write(&world, Options::default(), &Signals::default());
+    assert_eq!(end.unwrap(), End::Gone);
+    check(&world);
+}
+
+#[test]
+fn a_full_disk_is_waited_for() {
+    let world = Shared::new(9, 4);
+    world.lock().full = true;
+    let (end, stats, lines) = write(&world, options(false), &Signals::default());
+    assert_eq!(end.unwrap(), End::Gone);
+    let failures = world.lock().failures.clone();
+    assert!(failures.iter().all(|errno| *errno == libc::ENOSPC));
+    // 0.1 s, twice that, up to 10 s: a minute of trouble.
+    assert!((8..20).contains(&failures.len()), "{failures:?}");
+    assert_eq!(stats.failed, failures.len() as u64);
+    assert_eq!(lines.len(), 2, "{lines:?}");
+    assert!(lines[0].contains("no space left"), "{lines:?}");
+    assert!(lines[1].contains("again"), "{lines:?}");
+    check(&world);
+}
+
+#[test]
+fn a_signal_ends_it_after_what_is_frozen() {
+    let world = Shared::new(10, 1000);
+    let stop = AtomicBool::new(true);
+    let signals = Signals {
+        stop: Some(&stop),
+        ..Signals::default()
+    };
+    let (end, stats, _) = write(&world, options(false), &signals);
+    assert_eq!(end.unwrap(), End::Stopped);
+    assert!(stats.commits <= 1);
+    // Where nothing can be committed, it does not stay for that.
+    world.lock().full = true;
+    loop {
+        match write(&world, options(false), &signals) {
+            (Ok(End::Stopped), ..) => {}
+            (Ok(End::Gone), ..) => panic!("it is there"),
+            (Err(error), ..) => {
+                assert!(error.is_full(), "{error}");
+                break;
+            }
+        }
+    }
+    // The next one does the rest.
+    {
+        let mut world = world.lock();
+        world.full = false;
+    }
+    world.set_rounds(3);
+    let (end, ..) = write(&world, options(false), &Signals::default());
+    assert_eq!(end.unwrap(), End::Gone);
+    check(&world);
+}
+
+#[test]
+fn a_disk_of_another_device_is_refused() {
+    let world = Shared::new(11, 3);
+    let folder = Model(world.clone());
+    let (end, ..) = write(&world, Options::default(), &Signals::default());
+    assert_eq!(end.unwrap(), End::Gone);
+    // Attached as it is, and then merged behind the driver's back.
+    world.attach();
+    let go = AtomicBool::new(false);
+    compact(&folder, Depth::Own, &Default::default(), &go).unwrap();
+    let layers = Model(world.clone()).bound().layers;
+    let device = Device::open(&folder).unwrap();
+    // That is what a merge looks like that the driver was not told of, so it is
+    // told; anything else is refused.
+    assert!(Writer::new(device, Model(world.clone()), Options::default()).is_ok());
+    compact(&folder, Depth::All, &Default::default(), &go).unwrap();
+    let device = Device::open(&folder).unwrap();
+    let refused = Writer::new(device, Model(world), Options::default());
+    let error = refused.err().unwrap().to_string();
+    assert!(error.contains(&format!("the disk has {layers}")), "{error}");
+}
+
+#[test]
+fn a_device_in_a_folder() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = dir.path().join("device");
+    let size = BLOCKS * BLOCK;
+    let directory = Directory::create(&at).unwrap();
+    Device::create(&directory, size, &[], true).unwrap();
+    // What is left of somebody who died goes, what is somebody else's stays.
+    for name in [
+        "layers/.00000002.new",
+        "layers/00000007.lsmt",
+        ".image.json.new",
+    ] {
+        std::fs::write(at.join(name), "x").unwrap();
+    }
+    std::fs::write(at.join("layers/notes"), "x").unwrap();
+    let device = Device::open(&directory).unwrap();
+    let path = at.canonicalize().unwrap().join("layers/00000001.lsmt");
+    assert_eq!(device.paths(), std::slice::from_ref(&path));
+    let there = |at: &std::path::Path| {
+        let mut names: Vec<_> = std::fs::read_dir(at)
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        names.sort();
+        names
+    };
+    assert_eq!(there(&at), ["image.json", "layers"]);
+    assert_eq!(there(&at.join("layers")), ["00000001.lsmt", "notes"]);
+    std::fs::remove_file(path).unwrap();
+    let error = Device::open(&directory).err().unwrap().to_string();
+    assert_eq!(error, "layers/00000001.lsmt: is not there");
+}
