@@ -100,7 +100,7 @@ pub(crate) struct Args {
     /// Only this stack; may be repeated [default: native and async].
     #[arg(long, value_enum)]
     stack: Vec<Stack>,
-    /// Only this file system; may be repeated [default: all].
+    /// Only this file system; may be repeated [default: all but fast-commit-plain].
     #[arg(long, value_enum)]
     mode: Vec<Mode>,
     /// Let the async stack write around the block layer what fsync waits for.

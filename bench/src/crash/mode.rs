@@ -63,12 +63,11 @@ pub(super) enum Mode {
 }
 
 impl Mode {
-    /// All of them.
-    pub(super) const ALL: [Self; 6] = [
+    /// All of them but `FastCommitPlain`, whose states take a mount each.
+    pub(super) const ALL: [Self; 5] = [
         Self::Ordered,
         Self::DioreadLock,
         Self::FastCommit,
-        Self::FastCommitPlain,
         Self::Writeback,
         Self::Journal,
     ];
