@@ -34,11 +34,11 @@ const PROMISES: [(Call, Commit, bool, f64, f64); 13] = [
     (Call::AppendFsync, Commit::Full, false, 3.0, 3.0),
     (Call::OverwriteFsync, Commit::Full, true, 4.0, 3.0),
     // A fast commit beside the data.
-    (Call::OverwriteFsync, Commit::Fast, false, 2.0, 1.0),
+    (Call::FsyncX1, Commit::Fast, false, 2.0, 1.0),
     (Call::LogFdatasync, Commit::Fast, false, 2.0, 1.0),
     (Call::LogFdatasyncLock, Commit::Fast, false, 2.0, 1.0),
     // And both with FUA in place of flushes.
-    (Call::OverwriteFsync, Commit::Fast, true, 3.0, 1.0),
+    (Call::FsyncX1, Commit::Fast, true, 3.0, 1.0),
     (Call::LogFdatasync, Commit::Fast, true, 3.0, 1.0),
     // Nothing to commit: FUA in place of a flush.
     (Call::OverwriteFdatasync, Commit::Full, true, 2.0, 1.0),
