@@ -180,7 +180,7 @@ fn ioctl<T>(file: &File, request: libc::c_ulong, argument: &mut T) -> io::Result
     let argument = std::ptr::from_mut(argument);
     // SAFETY: The argument is as long as the request says; what it points to is of
     // who calls this, and lives as long as the call.
-    match unsafe { libc::ioctl(file.as_raw_fd(), request as _, argument) } {
+    match unsafe { libc::ioctl(file.as_raw_fd(), request as libc::Ioctl, argument) } {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),
     }
@@ -379,7 +379,7 @@ impl ObdWriter {
         refused(
             "extents to nowhere",
             libc::EFAULT,
-            extents(id, 0, 1, 8 as *mut Extent),
+            extents(id, 0, 1, std::ptr::dangling_mut()),
         )?;
         let kernel = 0xffff_8880_0000_0000_usize as *mut Extent;
         refused(
