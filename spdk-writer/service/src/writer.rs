@@ -444,6 +444,16 @@ impl<'a, F: Folder, K: Kernel> Writer<'a, F, K> {
                 Err(error) => {
                     self.stats.failed += 1;
                     (told.stats)(&self.stats);
+                    let line = match error.is_full() {
+                        true => format!("no space left: {error}: waiting for some"),
+                        false => format!("cannot commit a layer: {error}: trying again"),
+                    };
+                    // Once for each kind: the rest is as good as the same. Before
+                    // the driver ends flushes: who gets an error finds out why.
+                    let before = said.replace(error.is_full());
+                    if !stopping && before != Some(error.is_full()) {
+                        (told.log)(&line);
+                    }
                     let errno = match error.is_full() {
                         true => Errno::NOSPC,
                         false => Errno::IO,
@@ -454,14 +464,6 @@ impl<'a, F: Folder, K: Kernel> Writer<'a, F, K> {
                     failed.map_err(Error::kernel("take an error"))?;
                     if stopping {
                         return Err(error);
-                    }
-                    let line = match error.is_full() {
-                        true => format!("no space left: {error}: waiting for some"),
-                        false => format!("cannot commit a layer: {error}: trying again"),
-                    };
-                    // Once for each kind: the rest is as good as the same.
-                    if said.replace(error.is_full()) != Some(error.is_full()) {
-                        (told.log)(&line);
                     }
                     self.rest(pause, signals);
                     pause = (pause * 2).min(MAX_PAUSE);
