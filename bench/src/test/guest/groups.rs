@@ -16,6 +16,7 @@ use super::{
     lbio_raw,
     lbio_write,
     obd,
+    obd_rw,
     obd_userspace,
     obd_writable,
     stack, //
@@ -323,6 +324,9 @@ const OBD: Group = Group {
         ("writable-writers-die", obd_writable::writers_die),
         ("writable-detach", obd_writable::detach),
         ("writable-hostile", obd_writable::hostile),
+        ("rw-cycle", obd_rw::cycle),
+        ("rw-killed-writer", obd_rw::killed_writer),
+        ("rw-no-room", obd_rw::no_room),
         ("unload", obd::unload),
     ],
     ..PLAIN

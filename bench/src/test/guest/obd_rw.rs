@@ -1,0 +1,114 @@
+// SPDX-License-Identifier: MIT
+//! Read-write disks: the driver and the writer together.
+
+use super::Fixture;
+use super::obd::{
+    LONG,
+    prologue, //
+};
+use crate::error::Result;
+
+/// A file system for the writer's files, and what the scripts have in common.
+const PLACE: &str = r#"
+mkdir -p /mnt/place /mnt/fs
+mkfs.ext4 -q -F /dev/nvme0n1; mount /dev/nvme0n1 /mnt/place; cd /mnt/place
+sum() { echo 1 > /proc/sys/vm/drop_caches; sha256sum < $1; }
+writer() { $obd --json list | sed -n 's/.*"writer":{"pid":\([0-9]*\).*/\1/p'; }
+stat() { sed -n "s/^$1 //p" /sys/kernel/config/obd/w/stats; }
+layers() { ls disk/layers | wc -l; }
+leave() { cd /; umount /mnt/place; }
+"#;
+
+/// A file system is made on a new disk, written, synced and read again: while it is
+/// written, read-only afterwards, and merged.
+pub(super) fn cycle(f: &mut Fixture) -> Result<()> {
+    let script = prologue(f.obd()?)
+        + PLACE
+        + "$obd create --rw --size 64M disk > /dev/null
+           dev=$($obd attach --writable --name w --max-layers 4 disk)
+           [ $(cat /sys/block/${dev#/dev/}/ro) = 0 ]
+           $obd list | grep -q \"^w.*writable, writer $(writer)$\"
+           mkfs.ext4 -q -F $dev; mount $dev /mnt/fs
+           for i in $(seq 12); do
+               head -c 300000 /dev/urandom > /mnt/fs/file$i
+               dd if=/dev/urandom of=/mnt/fs/synced$i bs=5000 count=9 conv=fsync 2>/dev/null
+           done
+           rm /mnt/fs/file3
+           (cd /mnt/fs; sha256sum file* synced*) > /run/sums
+           umount /mnt/fs
+           sum $dev > /run/whole
+           [ $(stat commits) -ge 12 ]; $obd --json list | grep -q bytes_copied.:0
+           $obd detach w
+           no test -e $dev; [ -z \"$($obd list)\" ]; [ $(layers) -le 6 ]
+           dev=$($obd attach --name r disk/image.json)
+           sum $dev | cmp - /run/whole
+           [ $(cat /sys/block/${dev#/dev/}/ro) = 1 ]
+           mount -t ext4 -o ro $dev /mnt/fs
+           (cd /mnt/fs; sha256sum --quiet --strict -c /run/sums)
+           umount /mnt/fs; $obd detach r
+           $obd compact disk; [ $(layers) = 1 ]
+           dev=$($obd attach --name r disk/image.json); sum $dev | cmp - /run/whole; $obd detach r
+
+           # Over what it was, and over what it became.
+           $obd create --rw large --size 96M --lower disk/image.json > /dev/null
+           dev=$($obd attach --writable --name w large)
+           mount $dev /mnt/fs; (cd /mnt/fs; sha256sum --quiet --strict -c /run/sums)
+           dd if=/dev/urandom of=/mnt/fs/more bs=4096 count=500 conv=fsync 2>/dev/null
+           (cd /mnt/fs; sha256sum more) >> /run/sums; umount /mnt/fs; $obd detach w
+           dev=$($obd attach --name r large/image.json); mount -t ext4 -o ro $dev /mnt/fs
+           (cd /mnt/fs; sha256sum --quiet --strict -c /run/sums); umount /mnt/fs; $obd detach r
+           rm -r large; leave";
+    f.guest.sh(&script, LONG).map(drop)
+}
+
+/// The writer is killed while somebody writes and syncs, again and again; the next one
+/// goes on where it was, and nothing that was written is lost.
+pub(super) fn killed_writer(f: &mut Fixture) -> Result<()> {
+    let script = prologue(f.obd()?)
+        + PLACE
+        + "$obd create --rw --size 32M disk > /dev/null
+           dev=$($obd attach --writable --name w --max-layers 3 --memory 8M disk)
+           fio --name=w --filename=$dev --size=24m --bs=4k --rw=randwrite --ioengine=psync \
+               --fdatasync=8 --verify=crc32c --do_verify=0 --randseed=9 --minimal \
+               > /run/fio & fio=$!
+           for i in 1 2 3 4 5 6 7 8; do
+               sleep 0.$((i * 37 % 10)); kill -9 $(writer)
+               no test -n \"$($obd list | grep 'writer [0-9]')\"
+               [ $($obd writer disk) = $dev ]
+           done
+           wait $fio
+           kill $(writer)
+           while $obd list | grep -q 'writer [0-9]'; do sleep 0.05; done
+           code=0; $obd compact disk 2>/run/why || code=$?; [ $code = 3 ]
+           [ $($obd attach --writable disk) = $dev ]
+           $obd compact disk > /dev/null
+           sum $dev > /run/whole
+           $obd detach w
+           dev=$($obd attach --name r disk/image.json); sum $dev | cmp - /run/whole
+           fio --name=w --filename=$dev --readonly --size=24m --bs=4k --rw=read \
+               --ioengine=psync --verify=crc32c --verify_fatal=1 --minimal > /run/fio
+           $obd detach r; leave";
+    f.guest.sh(&script, LONG).map(drop)
+}
+
+/// Where there is no room for layers, syncs fail and say why; what was written is
+/// there, and becomes a layer when there is room.
+pub(super) fn no_room(f: &mut Fixture) -> Result<()> {
+    let script = prologue(f.obd()?)
+        + PLACE
+        + "mkdir small; mount -t tmpfs -o size=2m none small; cd small
+           $obd create --rw --size 32M disk > /dev/null
+           dev=$($obd attach --writable --name w disk)
+           head -c 4000000 /dev/urandom > /run/data
+           dd if=/run/data of=$dev bs=4096 conv=fsync 2>/run/why && exit 1
+           dmesg | grep -q \"${dev#/dev/}: no space left\"
+           cmp -n 4000000 /run/data $dev
+           mount -o remount,size=20m .
+           sync $dev || { sleep 11; sync $dev; }
+           dmesg | grep -q \"${dev#/dev/}: layers are committed again\"
+           [ $(stat failed_commits) -gt 0 ]
+           $obd detach w
+           dev=$($obd attach --name r disk/image.json); cmp -n 4000000 /run/data $dev
+           $obd detach r; rm /run/data; cd ..; umount small; leave";
+    f.guest.sh(&script, LONG).map(drop)
+}
