@@ -100,12 +100,15 @@ pub(super) fn no_room(f: &mut Fixture) -> Result<()> {
            $obd create --rw --size 32M disk > /dev/null
            dev=$($obd attach --writable --name w disk)
            head -c 4000000 /dev/urandom > /run/data
-           dd if=/run/data of=$dev bs=4096 conv=fsync 2>/run/why && exit 1
+           dd if=/run/data of=$dev bs=4096 conv=fsync 2>/run/why &&
+               { echo \"synced without room\" >&2; exit 1; }
            dmesg | grep -q \"${dev#/dev/}: no space left\"
            cmp -n 4000000 /run/data $dev
            mount -o remount,size=20m .
            sync $dev || { sleep 11; sync $dev; }
-           dmesg | grep -q \"${dev#/dev/}: layers are committed again\"
+           # Syncs end before the writer says so.
+           said() { dmesg | grep -q \"${dev#/dev/}: layers are committed again\"; }
+           for i in $(seq 100); do said && break; sleep 0.1; done; said
            [ $(stat failed_commits) -gt 0 ]
            $obd detach w
            dev=$($obd attach --name r disk/image.json); cmp -n 4000000 /run/data $dev
