@@ -709,7 +709,8 @@ impl AttributeOperations<5> for Config {
         print(
             page,
             fmt!(
-                "reads {}\nzeros {}\ndirect {}\nsectors {}\nerrors {}\nindex_bytes {}\ntable_bytes {}\n\
+                "reads {}\nzeros {}\ndirect {}\nsectors {}\nerrors {}\n\
+                 index_bytes {}\ntable_bytes {}\n\
                  writes {}\ndirty_bytes {}\nfrozen_bytes {}\ncommits {}\nfailed_commits {}\n",
                 device.counts.reads.load(Relaxed),
                 device.counts.zeros.load(Relaxed),

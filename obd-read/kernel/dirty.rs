@@ -357,7 +357,7 @@ impl Dirty {
         Ok((here, below))
     }
 
-    /// Puts what `rq` writes into memory, as far as this is not done yet (`done`, which it changes).
+    /// Puts what `rq` writes into memory, as far as it is not there yet (`done`, which it changes).
     /// Only workers have `device`, and may wait.
     pub(crate) fn write(
         &self,

@@ -7,8 +7,8 @@
 //!
 //! `mkdir` in configfs makes a device without a disk; writing to `power` gives
 //! it one and takes it away again ([`configfs`]). The disk's queue owns all that
-//! reads need ([`device::Device`]): files, indexes, buffers, a workqueue. The files and indexes can be
-//! exchanged for others under readers ([`scratch`]).
+//! reads need ([`device::Device`]): files, indexes, buffers, a workqueue. The files
+//! and indexes can be exchanged for others under readers ([`scratch`]).
 //!
 //! - The disk goes first: `del_gendisk()` lets no request in any more and waits
 //!   for those that are there. Only then is the queue's data dropped, the
