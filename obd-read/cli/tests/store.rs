@@ -2,39 +2,16 @@
 
 //! `obd store` and `obd check` on files, as their user sees them.
 
-use serde_json::Value;
+mod common;
+
+use common::{
+    fails,
+    json_of,
+    obd, //
+};
 use std::fs;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
-use std::process::{
-    Command,
-    Output, //
-};
-
-fn obd(dir: &Path, args: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_obd"))
-        .current_dir(dir)
-        .args(args)
-        .output()
-        .unwrap()
-}
-
-/// Runs the tool, which must succeed, and returns its JSON.
-fn json_of(dir: &Path, args: &[&str]) -> Value {
-    let output = obd(dir, &[&["--json"], args].concat());
-    let text = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{args:?}: {text}");
-    serde_json::from_slice(&output.stdout).unwrap()
-}
-
-/// Runs the tool, which must fail with this code and one line.
-fn fails(dir: &Path, args: &[&str], code: i32, says: &str) {
-    let output = obd(dir, args);
-    let text = String::from_utf8_lossy(&output.stderr);
-    assert_eq!(output.status.code(), Some(code), "{args:?}: {text}");
-    assert!(text.contains(says), "{text}");
-    assert_eq!(text.lines().count(), 1, "{text}");
-}
 
 fn sized(path: &Path, size: u64) -> fs::File {
     let file = fs::File::create(path).unwrap();

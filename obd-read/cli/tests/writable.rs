@@ -2,6 +2,15 @@
 
 //! Read-write disks, as far as they need no driver.
 
+mod common;
+
+use common::{
+    failed,
+    fails,
+    json_of,
+    obd,
+    stderr, //
+};
 use obd_core::SECTOR;
 use obd_service::{
     Directory,
@@ -20,38 +29,6 @@ use std::path::{
     Path,
     PathBuf, //
 };
-use std::process::{
-    Command,
-    Output, //
-};
-
-fn obd(dir: &Path, args: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_obd"))
-        .current_dir(dir)
-        .args(args)
-        .output()
-        .unwrap()
-}
-
-fn stderr(output: &Output) -> String {
-    String::from_utf8_lossy(&output.stderr).into_owned()
-}
-
-/// Runs the tool, which must succeed, and returns its JSON.
-fn json_of(dir: &Path, args: &[&str]) -> Value {
-    let output = obd(dir, &[&["--json"], args].concat());
-    assert!(output.status.success(), "{args:?}: {}", stderr(&output));
-    serde_json::from_slice(&output.stdout).unwrap()
-}
-
-/// Runs the tool, which must fail with this code and one line.
-fn fails(dir: &Path, args: &[&str], code: i32, says: &str) {
-    let output = obd(dir, args);
-    let text = stderr(&output);
-    assert_eq!(output.status.code(), Some(code), "{args:?}: {text}");
-    assert!(text.contains(says), "{text}");
-    assert!(code == 2 || text.lines().count() == 1, "{text}");
-}
 
 fn fixture(name: &str) -> String {
     let path: PathBuf = [env!("CARGO_MANIFEST_DIR"), "../fixtures", name]
@@ -104,14 +81,14 @@ fn new_disks() {
         2,
         "exists",
     );
-    fails(dir, &["create", "--rw", "none"], 2, "--size");
+    failed(dir, &["create", "--rw", "none"], 2, "--size");
     fails(
         dir,
         &["create", "--rw", "-s", "1000", "none"],
         2,
         "1000 bytes",
     );
-    fails(dir, &["create", "--rw", "-s", "5T", "none"], 2, "bytes");
+    failed(dir, &["create", "--rw", "-s", "5T", "none"], 2, "bytes");
     fails(
         dir,
         &["create", "--rw", "-s", "4K", "none", "--lower", &below],
@@ -145,9 +122,9 @@ fn without_a_driver() {
         3,
         "cannot open nowhere",
     );
-    fails(dir, &["attach", "--volatile", "disk"], 2, "--writable");
-    fails(dir, &["attach", "--foreground", "disk"], 2, "--writable");
-    fails(
+    failed(dir, &["attach", "--volatile", "disk"], 2, "--writable");
+    failed(dir, &["attach", "--foreground", "disk"], 2, "--writable");
+    failed(
         dir,
         &["attach", "--writable", "--userspace", "disk"],
         2,

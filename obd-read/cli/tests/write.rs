@@ -2,50 +2,24 @@
 
 //! The commands that write, as their user sees them.
 
-use serde_json::Value;
+mod common;
+
+use common::{
+    fails,
+    json_of,
+    obd, //
+};
 use std::fs;
 use std::os::unix::fs::FileExt;
 use std::path::{
     Path,
     PathBuf, //
 };
-use std::process::{
-    Command,
-    Output, //
-};
 
 fn fixture(name: &str) -> PathBuf {
     [env!("CARGO_MANIFEST_DIR"), "../fixtures", name]
         .iter()
         .collect()
-}
-
-fn obd(dir: &Path, args: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_obd"))
-        .current_dir(dir)
-        .args(args)
-        .output()
-        .unwrap()
-}
-
-fn stderr(output: &Output) -> String {
-    String::from_utf8_lossy(&output.stderr).into_owned()
-}
-
-/// Runs the tool, which must succeed, and returns its JSON.
-fn json_of(dir: &Path, args: &[&str]) -> Value {
-    let output = obd(dir, &[&["--json"], args].concat());
-    assert!(output.status.success(), "{args:?}: {}", stderr(&output));
-    serde_json::from_slice(&output.stdout).unwrap()
-}
-
-/// Runs the tool, which must fail with this code and one line.
-fn fails(dir: &Path, args: &[&str], code: i32, says: &str) {
-    let output = obd(dir, args);
-    let text = stderr(&output);
-    assert_eq!(output.status.code(), Some(code), "{args:?}: {text}");
-    assert!(text.contains(says), "{text}");
-    assert_eq!(text.lines().count(), 1, "{text}");
 }
 
 fn names(dir: &Path) -> Vec<String> {
