@@ -17,6 +17,9 @@ writer() { $obd --json list | sed -n 's/.*"writer":{"pid":\([0-9]*\).*/\1/p'; }
 stat() { sed -n "s/^$1 //p" /sys/kernel/config/obd/w/stats; }
 layers() { ls disk/layers | wc -l; }
 leave() { cd /; umount /mnt/place; }
+soon() { for i in $(seq 200); do "$@" && return; sleep 0.1; done; echo "never: $*" >&2; exit 1; }
+no_writer() { ! $obd list | grep -q 'writer [0-9]'; }
+few_layers() { [ $(layers) -le $1 ]; }
 "#;
 
 /// A file system is made on a new disk, written, synced and read again: while it is
@@ -38,7 +41,7 @@ pub(super) fn cycle(f: &mut Fixture) -> Result<()> {
            umount /mnt/fs
            sum $dev > /run/whole
            [ $(stat commits) -ge 12 ]; $obd --json list | grep -q bytes_copied.:0
-           $obd detach w
+           soon few_layers 5; $obd detach w
            no test -e $dev; [ -z \"$($obd list)\" ]; [ $(layers) -le 6 ]
            dev=$($obd attach --name r disk/image.json)
            sum $dev | cmp - /run/whole
@@ -72,13 +75,11 @@ pub(super) fn killed_writer(f: &mut Fixture) -> Result<()> {
                --fdatasync=8 --verify=crc32c --do_verify=0 --randseed=9 --minimal \
                > /run/fio & fio=$!
            for i in 1 2 3 4 5 6 7 8; do
-               sleep 0.$((i * 37 % 10)); kill -9 $(writer)
-               no test -n \"$($obd list | grep 'writer [0-9]')\"
+               sleep 0.$((i * 37 % 10)); kill -9 $(writer); soon no_writer
                [ $($obd writer disk) = $dev ]
            done
            wait $fio
-           kill $(writer)
-           while $obd list | grep -q 'writer [0-9]'; do sleep 0.05; done
+           kill $(writer); soon no_writer
            code=0; $obd compact disk 2>/run/why || code=$?; [ $code = 3 ]
            [ $($obd attach --writable disk) = $dev ]
            $obd compact disk > /dev/null
@@ -107,8 +108,7 @@ pub(super) fn no_room(f: &mut Fixture) -> Result<()> {
            mount -o remount,size=20m .
            sync $dev || { sleep 11; sync $dev; }
            # Syncs end before the writer says so.
-           said() { dmesg | grep -q \"${dev#/dev/}: layers are committed again\"; }
-           for i in $(seq 100); do said && break; sleep 0.1; done; said
+           said() { dmesg | grep -q \"${dev#/dev/}: layers are committed again\"; }; soon said
            [ $(stat failed_commits) -gt 0 ]
            $obd detach w
            dev=$($obd attach --name r disk/image.json); cmp -n 4000000 /run/data $dev
