@@ -103,15 +103,14 @@ pub(super) fn no_room(f: &mut Fixture) -> Result<()> {
            head -c 4000000 /dev/urandom > /run/data
            dd if=/run/data of=$dev bs=4096 conv=fsync 2>/run/why &&
                { echo \"synced without room\" >&2; exit 1; }
-           dmesg | grep -q \"${dev#/dev/}: no space left\"
-           cmp -n 4000000 /run/data $dev
+           full() { dmesg | grep -q \"${dev#/dev/}: no space left\"; }; soon full
+           cmp -n 4000000 /run/data $dev >&2
            mount -o remount,size=20m .
            sync $dev || { sleep 11; sync $dev; }
-           # Syncs end before the writer says so.
-           said() { dmesg | grep -q \"${dev#/dev/}: layers are committed again\"; }; soon said
-           [ $(stat failed_commits) -gt 0 ]
+           committed() { [ $(stat commits) -gt 0 ] && [ $(stat dirty_bytes) = 0 ]; }; soon committed
+           [ $(stat failed_commits) -gt 0 ] || { cat /sys/kernel/config/obd/w/stats >&2; exit 1; }
            $obd detach w
-           dev=$($obd attach --name r disk/image.json); cmp -n 4000000 /run/data $dev
+           dev=$($obd attach --name r disk/image.json); cmp -n 4000000 /run/data $dev >&2
            $obd detach r; rm /run/data; cd ..; umount small; leave";
     f.guest.sh(&script, LONG).map(drop)
 }
