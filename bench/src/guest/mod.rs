@@ -243,6 +243,9 @@ pub(crate) struct Guest {
     qmp: Qmp,
     agent: UnixStream,
     decoder: Decoder,
+    /// Until when a command may run whose end nobody has waited for, as a fault was
+    /// logged meanwhile. Its answer would be taken for the next one's.
+    unanswered: Option<Instant>,
     /// Held locked: no other guest may write the same log.
     _lock: File,
 }
@@ -325,6 +328,7 @@ impl Guest {
             vm,
             agent,
             decoder: Decoder::default(),
+            unanswered: None,
             _lock: lock,
         };
         match guest.receive(Some(deadline))? {
@@ -397,6 +401,7 @@ impl Guest {
             Machine::VirtualTime => 0,
             Machine::Tcg | Machine::Kvm => command.timeout_s,
         };
+        self.settle()?;
         self.send(&Frame::Run(Run {
             argv: command.argv.clone(),
             env: command.env.clone(),
@@ -404,6 +409,7 @@ impl Guest {
         }))?;
         let deadline = (command.timeout_s > 0)
             .then(|| Instant::now() + Duration::from_secs(command.timeout_s) + KILL_TIME);
+        self.unanswered = Some(deadline.unwrap_or_else(|| Instant::now() + KILL_TIME));
         let exit = loop {
             match self.receive(deadline)? {
                 Some(Frame::Stdout(bytes)) => sink(Piece::Stdout(&bytes))?,
@@ -422,8 +428,35 @@ impl Guest {
                 }
             }
         };
+        self.unanswered = None;
         self.log.check(self.ui)?;
         Ok(exit)
+    }
+
+    /// Waits for the end of a command that a fault kept from being waited for.
+    fn settle(&mut self) -> Result<()> {
+        let Some(deadline) = self.unanswered else {
+            return Ok(());
+        };
+        loop {
+            interrupt::check()?;
+            match self.read() {
+                Received::Frame(Frame::Exit(_)) => break,
+                Received::Frame(_) => {}
+                Received::Broken(why) => return Err(self.nonsense(&why)),
+                Received::End => return Err(self.died()),
+                Received::Nothing if Instant::now() < deadline => {}
+                Received::Nothing => {
+                    return Err(Error::new(format!(
+                        "the guest {} still runs a command that failed",
+                        self.name
+                    ))
+                    .hint(self.log.hint()));
+                }
+            }
+        }
+        self.unanswered = None;
+        Ok(())
     }
 
     /// `run` of a shell script, failing unless every command in it (`set -e`)

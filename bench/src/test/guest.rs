@@ -340,11 +340,20 @@ fn crash_states_lbio_writes(ctx: &Context) -> Result<Outcome> {
     crash::check(ctx, &args).map(|()| Outcome::Passed)
 }
 
-/// A guest that panics must fail the run at once, with the panic's own lines.
+/// What is logged as a fault must fail the command that ran, and no other; a guest that
+/// panics the run, at once, with the panic's own lines.
 fn panic_fails_the_run(ctx: &Context) -> Result<Outcome> {
     let built = kernel::build(ctx, Flavour::Native, Variant::Bench, None)?;
     let config = BootConfig::new(built.bzimage, "guest-panic", ctx.cache_dir("test")?);
     let mut guest = Guest::boot(ctx, &config)?;
+    let fault = "echo BUG: of a test > /dev/kmsg; sleep 1; echo late";
+    check(guest.sh(fault, SCRIPT_TIMEOUT).is_err(), || {
+        "a fault went unnoticed".to_owned()
+    })?;
+    let next = guest.sh("echo next", SCRIPT_TIMEOUT)?;
+    check(next == "next\n", || {
+        format!("the command after a fault is answered by {next:?}")
+    })?;
     let begin = Instant::now();
     let result = guest.sh("echo c > /proc/sysrq-trigger", SCRIPT_TIMEOUT);
     let Err(error) = result else {
