@@ -34,6 +34,9 @@ use std::sync::{
 
 const IMAGE: u64 = 900 << 10;
 
+/// Steps of a life.
+const STEPS: usize = 8;
+
 /// What is done, one after the other.
 enum Step {
     Create,
@@ -42,7 +45,7 @@ enum Step {
 }
 
 struct Life {
-    steps: Vec<Step>,
+    steps: [Step; STEPS],
     /// After each step: number of layers and what they say.
     expected: Vec<(usize, Vec<u8>)>,
     options: Options,
@@ -52,7 +55,7 @@ impl Life {
     fn new(seed: u64) -> Self {
         let mut rng = Rng::with_seed(seed);
         let mut layer = |part| Step::Commit(Layer::random(&mut rng, IMAGE, part));
-        let steps = vec![
+        let steps = [
             Step::Create,
             layer(250),
             layer(60),
@@ -240,7 +243,7 @@ fn test_store_survives_faults_at_any_command() {
     let lives: Vec<(Life, u64)> = (0..12)
         .map(|seed| {
             let (life, drive) = (Life::new(seed), drive(seed));
-            live(&life, 0..8, &drive, &[], &mut Seen::default());
+            live(&life, 0..STEPS, &drive, &[], &mut Seen::default());
             let commands = drive.lock().unwrap().commands;
             (life, commands)
         })
@@ -262,7 +265,7 @@ fn test_store_survives_faults_at_any_command() {
         let drive = drive(seed);
         let told = format!("seed {seed}, faults {faults:?}");
         let guard = Told(&told);
-        live(life, 0..8, &drive, &faults, &mut seen);
+        live(life, 0..STEPS, &drive, &faults, &mut seen);
         std::mem::forget(guard);
     }
     // Otherwise this would have tried less than it says.
@@ -287,7 +290,7 @@ fn test_store_survives_a_power_cut_at_every_command() {
     let life = Life::new(seed);
     let whole = drive(seed);
     let mut tried = 0;
-    for step in 0..8 {
+    for step in 0..STEPS {
         let before = whole.lock().unwrap().clone();
         live(&life, step..step + 1, &whole, &[], &mut Seen::default());
         let commands = whole.lock().unwrap().commands - before.commands;
@@ -297,7 +300,7 @@ fn test_store_survives_a_power_cut_at_every_command() {
             let drive = Arc::new(Mutex::new(before.clone()));
             live(
                 &life,
-                step..(step + 2).min(8),
+                step..(step + 2).min(STEPS),
                 &drive,
                 &[(at, Fault::Power)],
                 &mut Seen::default(),
