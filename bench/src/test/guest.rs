@@ -2,6 +2,7 @@
 //! Functional tests in the guest: both kernels, the switch and its knobs, data
 //! checked by fio with the stack on and off, and a kernel full of checks.
 
+pub(super) mod churn;
 mod engine;
 mod fsync;
 mod groups;

@@ -19,6 +19,8 @@ enum Which {
     All,
     /// Readers against everything that changes or evicts what they read, for long.
     Race,
+    /// A file system on a read-write disk that everything happens to, for long.
+    Churn,
 }
 
 /// Options of `aios test`.
@@ -27,7 +29,7 @@ pub(crate) struct Args {
     /// What to run.
     #[arg(long, value_enum, default_value_t = Which::All)]
     suite: Which,
-    /// How long the race suite takes, in minutes.
+    /// How long the other suites take, in minutes.
     #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     minutes: u32,
     /// Run only cases whose name contains this.
@@ -46,17 +48,15 @@ pub(crate) fn run(ctx: &Context, args: &Args) -> Result<u8> {
         false => Some(setup::lock(&ctx.cache_dir("test")?.join("lock"))?),
     };
     let mut suite = Suite::new(args.only.clone(), args.list);
+    let time = Duration::from_secs(60 * u64::from(args.minutes));
     match args.suite {
         Which::All => {
             host::run(ctx, &mut suite);
             series::run(ctx, &mut suite);
             guest::run(ctx, &mut suite);
         }
-        Which::Race => guest::race::run(
-            ctx,
-            &mut suite,
-            Duration::from_secs(60 * u64::from(args.minutes)),
-        ),
+        Which::Race => guest::race::run(ctx, &mut suite, time),
+        Which::Churn => guest::churn::run(ctx, &mut suite, time),
     }
     suite.finish()
 }

@@ -62,6 +62,8 @@ pub(crate) struct Writable {
     pub(crate) commit_bytes: Option<u64>,
     /// Milliseconds after which they are.
     pub(crate) commit_ms: Option<u32>,
+    /// Milliseconds without a writer after which nothing is written.
+    pub(crate) writer_ms: Option<u32>,
 }
 
 /// What there is to know of a device.
@@ -227,6 +229,7 @@ impl Device {
             ("memory", how.memory),
             ("commit_bytes", how.commit_bytes),
             ("commit_ms", how.commit_ms.map(u64::from)),
+            ("writer_ms", how.writer_ms.map(u64::from)),
         ] {
             if let Some(number) = number {
                 self.set(file, number.to_string().as_bytes())?;

@@ -110,6 +110,10 @@ pub(crate) struct WriteArgs {
     #[arg(long, requires = "writable", value_name = "SECONDS", value_parser = age)]
     commit_age: Option<u32>,
 
+    /// Refuse writes when there has been no writer for so many seconds; 0: never.
+    #[arg(long, requires = "writable", value_name = "SECONDS", value_parser = age)]
+    writer_timeout: Option<u32>,
+
     #[command(flatten)]
     work: WorkArgs,
 }
@@ -407,6 +411,7 @@ pub(crate) fn attach(args: &attach::Args, json: bool, interrupted: &Arc<AtomicBo
         memory: args.write.memory,
         commit_bytes: args.write.commit_bytes,
         commit_ms: args.write.commit_age,
+        writer_ms: args.write.writer_timeout,
     };
     let attached = made
         .attach_writable(&device.paths(), &how)

@@ -11,6 +11,7 @@ use super::{
     Case,
     Group,
     Lbio,
+    churn,
     fsync,
     lbio,
     lbio_raw,
@@ -297,7 +298,7 @@ const LBIO_DENIED: Group = Group {
     ..LBIO
 };
 
-const OBD: Group = Group {
+pub(super) const OBD: Group = Group {
     name: "guest/obd",
     lbio: Lbio::Interrupts,
     obd: Some(obd::Reader::Driver),
@@ -327,12 +328,14 @@ const OBD: Group = Group {
         ("rw-cycle", obd_rw::cycle),
         ("rw-killed-writer", obd_rw::killed_writer),
         ("rw-no-room", obd_rw::no_room),
+        ("rw-options", obd_rw::options),
+        ("rw-churn", churn::short),
         ("unload", obd::unload),
     ],
     ..PLAIN
 };
 
-const OBD_DEBUG: Group = Group {
+pub(super) const OBD_DEBUG: Group = Group {
     name: "guest/obd-debug",
     variant: Variant::Debug,
     cases: &[

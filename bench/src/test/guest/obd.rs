@@ -137,15 +137,20 @@ impl Files {
     }
 }
 
-/// What every script begins with: the tool, how it attaches, the images, and the
-/// driver loaded.
+/// Waits until a command succeeds, on however busy a machine: `soon COMMAND…`.
+const SOON: &str = r#"
+soon() { for i in $(seq 300); do "$@" && return; sleep 0.1; done; echo "never: $*" >&2; return 1; }
+"#;
+
+/// What every script begins with: the tool, how it attaches, the images, [`SOON`], and
+/// the driver loaded.
 pub(super) fn prologue(files: &Files) -> String {
     let (how, load) = match files.reader {
         Reader::Driver => ("", "test -d /sys/kernel/config/obd || insmod $module"),
         Reader::Userspace => (" --userspace", ""),
     };
     format!(
-        "obd={}; attach=\"$obd attach{how}\"; module={}; exports={}; cd {}\n{load}\n",
+        "obd={}; attach=\"$obd attach{how}\"; module={}; exports={}; cd {}\n{SOON}{load}\n",
         files.tool.display(),
         files.module.display(),
         files.exports.display(),

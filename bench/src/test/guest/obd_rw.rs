@@ -8,25 +8,38 @@ use super::obd::{
 };
 use crate::error::Result;
 
-/// A file system for the writer's files, and what the scripts have in common.
-const PLACE: &str = r#"
+/// A file system for the writer's files.
+const PLACE: &str = "
 mkdir -p /mnt/place /mnt/fs
-mkfs.ext4 -q -F /dev/nvme0n1; mount /dev/nvme0n1 /mnt/place; cd /mnt/place
+mkfs.ext4 -q -F /dev/nvme0n1; mount /dev/nvme0n1 /mnt/place
+";
+
+/// What the scripts have in common.
+const FUNCTIONS: &str = r#"
+cd /mnt/place
 sum() { echo 1 > /proc/sys/vm/drop_caches; sha256sum < $1; }
 writer() { $obd --json list | sed -n 's/.*"writer":{"pid":\([0-9]*\).*/\1/p'; }
 stat() { sed -n "s/^$1 //p" /sys/kernel/config/obd/w/stats; }
 layers() { ls disk/layers | wc -l; }
 leave() { cd /; umount /mnt/place; }
-soon() { for i in $(seq 200); do "$@" && return; sleep 0.1; done; echo "never: $*" >&2; exit 1; }
 no_writer() { ! $obd list | grep -q 'writer [0-9]'; }
 few_layers() { [ $(layers) -le $1 ]; }
 "#;
 
+/// What a script begins with that has no disk yet.
+pub(super) fn place(f: &Fixture) -> Result<String> {
+    Ok(prologue(f.obd()?) + PLACE + FUNCTIONS)
+}
+
+/// What one begins with that goes on in the same place.
+pub(super) fn again(f: &Fixture) -> Result<String> {
+    Ok(prologue(f.obd()?) + FUNCTIONS)
+}
+
 /// A file system is made on a new disk, written, synced and read again: while it is
 /// written, read-only afterwards, and merged.
 pub(super) fn cycle(f: &mut Fixture) -> Result<()> {
-    let script = prologue(f.obd()?)
-        + PLACE
+    let script = place(f)?
         + "$obd create --rw --size 64M disk > /dev/null
            dev=$($obd attach --writable --name w --max-layers 4 disk)
            [ $(cat /sys/block/${dev#/dev/}/ro) = 0 ]
@@ -67,8 +80,7 @@ pub(super) fn cycle(f: &mut Fixture) -> Result<()> {
 /// The writer is killed while somebody writes and syncs, again and again; the next one
 /// goes on where it was, and nothing that was written is lost.
 pub(super) fn killed_writer(f: &mut Fixture) -> Result<()> {
-    let script = prologue(f.obd()?)
-        + PLACE
+    let script = place(f)?
         + "$obd create --rw --size 32M disk > /dev/null
            dev=$($obd attach --writable --name w --max-layers 3 --memory 8M disk)
            fio --name=w --filename=$dev --size=24m --bs=4k --rw=randwrite --ioengine=psync \
@@ -95,8 +107,7 @@ pub(super) fn killed_writer(f: &mut Fixture) -> Result<()> {
 /// Where there is no room for layers, syncs fail and say why; what was written is
 /// there, and becomes a layer when there is room.
 pub(super) fn no_room(f: &mut Fixture) -> Result<()> {
-    let script = prologue(f.obd()?)
-        + PLACE
+    let script = place(f)?
         + "mkdir small; mount -t tmpfs -o size=2m none small; cd small
            $obd create --rw --size 32M disk > /dev/null
            dev=$($obd attach --writable --name w disk)
@@ -112,5 +123,45 @@ pub(super) fn no_room(f: &mut Fixture) -> Result<()> {
            $obd detach w
            dev=$($obd attach --name r disk/image.json); cmp -n 4000000 /run/data $dev >&2
            $obd detach r; rm /run/data; cd ..; umount small; leave";
+    f.guest.sh(&script, LONG).map(drop)
+}
+
+/// When layers are made, what becomes of flushes, and of a disk whose writer is gone, is as
+/// the options say.
+pub(super) fn options(f: &mut Fixture) -> Result<()> {
+    let script = place(f)?
+        + "$obd create --rw --size 32M disk > /dev/null
+           more() { dd if=/dev/urandom of=$dev bs=64k count=$1 seek=${2:-0} oflag=direct conv=notrunc 2>/dev/null; }
+           has() { [ $(stat $1) $2 $3 ]; }
+
+           # For its size alone; flushes wait for nobody, not even a writer that stands still.
+           dev=$($obd attach --writable --volatile --name w --memory 1M --commit-bytes 256K \
+               --commit-age 0 --writer-timeout 0 disk)
+           $obd list | grep -q '^w.*volatile'
+           more 2; [ $(stat commits) = 0 ]
+           kill -STOP $(writer); more 1 2; dd if=/dev/null of=$dev conv=fsync 2>/dev/null
+           has dirty_bytes -gt 0; kill -CONT $(writer)
+           more 2 3; soon has commits -gt 0
+           # No time is too long without a writer.
+           kill -9 $(writer); soon no_writer; more 1; sleep 0.5; more 1 1; $obd writer disk > /dev/null
+           $obd detach w
+
+           # For its age alone.
+           dev=$($obd attach --writable --name w --memory 8M --commit-bytes 4M --commit-age 0.2 disk)
+           more 1; soon has commits -gt 0; soon has dirty_bytes = 0
+           $obd detach w
+
+           # Without a writer nothing is written after a while, and reads go on; what was
+           # not durable is gone with a disk that is taken away.
+           dev=$($obd attach --writable --name w --commit-age 0 --writer-timeout 0.3 disk)
+           sum $dev > /run/before; kill -9 $(writer); soon no_writer
+           refused() { dmesg | grep -q \"${dev#/dev/}: no writer, nothing is written\"; }; soon refused
+           no more 1; sum $dev | cmp - /run/before
+           $obd writer disk > /dev/null; more 1; [ $(stat dirty_bytes) -gt 0 ]
+           kill -9 $(writer); soon no_writer
+           code=0; $obd detach w 2>/run/why || code=$?; [ $code = 3 ]
+           $obd detach --force w; no test -e $dev
+           dev=$($obd attach --name r disk/image.json); sum $dev | cmp - /run/before; $obd detach r
+           leave";
     f.guest.sh(&script, LONG).map(drop)
 }

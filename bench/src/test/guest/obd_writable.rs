@@ -26,7 +26,6 @@ ends() { wait $writer || { cat /run/writer.err >&2; false; }; }
 gone() { echo 0 > $dir/power; ends; rmdir $dir; rm -r $layers; }
 stat() { sed -n "s/^$1 //p" $dir/stats; }
 drop() { echo 1 > /proc/sys/vm/drop_caches; }
-until_true() { for i in $(seq 300); do "$@" && return; sleep 0.1; done; "$@"; }
 "#;
 
 /// What a case that failed has left must not fail the next ones.
@@ -164,7 +163,7 @@ pub(super) fn writers_die(f: &mut Fixture) -> Result<()> {
          dd if=/dev/urandom of=$raw bs=64k count=64 2>/dev/null
          (dd if=$raw of=$dev bs=64k conv=fsync 2>/dev/null; touch /run/synced) & sync=$!
          for i in 1 2 3; do
-             writer --hold-ms 100000; until_true eval '[ $(stat frozen_bytes) -gt 0 ]'
+             writer --hold-ms 100000; soon eval '[ $(stat frozen_bytes) -gt 0 ]'
              sleep 0.3; kill -9 $writer; wait $writer 2>/dev/null || :
          done
          no test -e /run/synced; [ $(stat commits) = 0 ]
@@ -178,7 +177,7 @@ pub(super) fn writers_die(f: &mut Fixture) -> Result<()> {
          no dd if=/dev/null of=$dev conv=fsync 2>/dev/null
          dd if=$dev of=/dev/null bs=64k iflag=direct 2>/dev/null
          dd if=$dev iflag=direct bs=64k count=8 2>/dev/null | cmp -n 524288 - $raw
-         writer; until_true eval 'dmesg | grep -q \"there is a writer again\"'
+         writer; soon eval 'dmesg | grep -q \"there is a writer again\"'
          dd if=$raw of=$dev bs=64k oflag=direct conv=fsync 2>/dev/null; drop
          cmp -n 4194304 $raw $dev; gone; rm $raw",
     )
@@ -196,7 +195,7 @@ pub(super) fn detach(f: &mut Fixture) -> Result<()> {
          exec 3<$dev; no eval 'echo 0 > $dir/power' 2>/dev/null; exec 3<&-
          no eval 'echo 0 1 /x > $dir/exchange' 2>/dev/null
          cmp -n 262144 $raw $dev
-         writer --hold-ms 200; until_true eval 'echo 0 > $dir/power' 2>/dev/null; ends
+         writer --hold-ms 200; soon eval 'echo 0 > $dir/power' 2>/dev/null; ends
          grep -q '\"commits\":1,' /run/writer.json
          echo 1 > $dir/power; cmp -n 262144 $raw /dev/$(cat $dir/device); echo 0 > $dir/power
          rmdir $dir; rm -r $layers
@@ -207,8 +206,8 @@ pub(super) fn detach(f: &mut Fixture) -> Result<()> {
          dd if=/dev/null of=$dev conv=fsync 2>/dev/null & sync=$!
          dd if=$raw of=$dev bs=64k oflag=direct conv=notrunc 2>/dev/null & writes=$!
          sleep 0.5; rmdir $dir; no wait $sync; no wait $writes
-         until_true eval 'dmesg | grep -q \"bytes of what was written are lost\"'
-         until_true eval '! test -e $dev'; rm -r $layers
+         soon eval 'dmesg | grep -q \"bytes of what was written are lost\"'
+         soon eval '! test -e $dev'; rm -r $layers
 
          disk size=$((16 << 20)) volatile=1 commit_ms=0
          dd if=$raw of=$dev bs=64k conv=fsync 2>/dev/null; drop; cmp -n 4194304 $raw $dev
@@ -233,6 +232,6 @@ pub(super) fn hostile(f: &mut Fixture) -> Result<()> {
              fill=$!; sleep 0.$i; rmdir $dir; wait $fill || :; ends || :
              disk size=$((16 << 20)) commit_ms=10 memory=$((1 << 20))
          done
-         writer; until_true eval 'echo 0 > $dir/power' 2>/dev/null; ends; rmdir $dir; rm -r $layers",
+         writer; soon eval 'echo 0 > $dir/power' 2>/dev/null; ends; rmdir $dir; rm -r $layers",
     )
 }
