@@ -280,6 +280,9 @@ pub(super) fn run(ctx: &Context, suite: &mut Suite) {
 
 fn start(ctx: &Context, group: &Group) -> Result<Fixture> {
     setup::ensure(ctx, &[Need::Build, Need::Boot, Need::Workloads])?;
+    if group.obd.is_some() {
+        setup::ensure(ctx, &[Need::Mapper])?;
+    }
     let built = kernel::build(ctx, group.flavour, group.variant, None)?;
     let obd = match (group.obd, built.config.parent()) {
         (Some(reader), Some(build)) => Some(obd::Files::new(ctx, reader, build.to_path_buf())?),

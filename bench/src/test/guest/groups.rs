@@ -342,6 +342,7 @@ const OBD_DEBUG: Group = Group {
         ("devices", obd::devices),
         ("drive-by-failing-lbio", obd::drive_by_failing_lbio),
         ("stacked", obd::stacked),
+        ("device-mapper", obd::device_mapper),
         ("exchange", obd::exchange),
         ("detach-under-load", obd::detach_under_load),
         ("writable-model", obd_writable::model),

@@ -531,6 +531,74 @@ pub(super) fn stacked(f: &mut Fixture) -> Result<()> {
     f.guest.sh(&script, LONG).map(drop)
 }
 
+/// Under dm-verity every block is what it was when its tree was made, or an error:
+/// where the image differs, where it cannot be read, and where the tree differs.
+/// dm-snapshot keeps what is written, and the disk below stays as it is. Both hold the
+/// disk. A blob may be on dm-verity's device, too.
+pub(super) fn device_mapper(f: &mut Fixture) -> Result<()> {
+    let script = prologue(f.obd()?)
+        + "drop() { echo 3 > /proc/sys/vm/drop_caches; }
+           tree() {
+               blocks=$(($(stat -c %s $raw) / 4096)); rm -f /run/tree
+               root=$(veritysetup format --no-superblock --salt=- $raw /run/tree |
+                   sed -n 's/^Root hash:[[:space:]]*//p'); }
+           verity() {
+               hashes=$(losetup --find --show --read-only /run/tree)
+               echo 0 $((blocks * 8)) verity 1 $1 $hashes 4096 4096 $blocks 0 sha256 $root - |
+                   dmsetup create --readonly v; }
+           over() {
+               dev=$($attach $1.layer); verity $dev
+               no $obd detach $dev 2>/run/why; grep -q 'resource busy' /run/why; }
+           away() { dmsetup remove v; losetup --detach $hashes; $obd detach $dev; }
+           # Which blocks give an error, as dd counts them; the rest has to be right.
+           bad() {
+               dd if=/dev/mapper/v iflag=direct bs=$1 conv=noerror,sync of=/run/got 2>/run/why || :
+               awk -F '[+ ]' '/Input\\/output error/ { bad = 1 }
+                   bad && /records in/ { print $1 + $2; bad = 0 }' /run/why > /run/bad
+               cmp -l /run/got $raw | awk '{ print int(($1 - 1) / '$1') }' | uniq |
+                   no grep -vxFf /run/bad >&2
+               tr '\\n' ' ' < /run/bad; }
+           check() {
+               raw=$exports/$1.layer; tree; over $1; cmp $raw /dev/mapper/v
+               [ -z \"$(bad 16384)\" ]; away
+               over $2; [ \"$(bad 4096)\" = \"$3 \" ]; away; }
+           check a-c00-base-plain a-c39-ls-data 16
+           check a-c00-base-committed a-c28-lz-data-block '32 50 51'
+           raw=$exports/a-l07-lz4-4k.layer; tree
+           dd if=/dev/zero of=/run/tree bs=4k seek=2 count=1 conv=notrunc 2>/dev/null
+           over a-l07-lz4-4k; [ \"$(bad 131072)\" = '4 5 6 7 ' ]; away
+
+           raw=/run/blob; cp a-l07-lz4-4k.layer $raw; truncate -s %4096 $raw; tree
+           blob=$(losetup --find --show --read-only $raw); verity $blob
+           dev=$($attach /dev/mapper/v); no dmsetup remove v 2>/dev/null
+           cmp $exports/a-l07-lz4-4k.layer $dev; drop
+           dd if=$dev iflag=direct bs=4k of=/run/got 2>/dev/null
+           cmp $exports/a-l07-lz4-4k.layer /run/got
+           $obd detach $dev; dmsetup remove v; losetup --detach $hashes $blob
+
+           raw=$exports/a-ext4-0.layer+a-ext4-1.layer+a-ext4-2.layer
+           dev=$($attach a-ext4-0.layer a-ext4-1.layer a-ext4-2.layer)
+           truncate -s 32M /run/cow; cow=$(losetup --find --show /run/cow)
+           echo 0 $(cat /sys/class/block/${dev#/dev/}/size) snapshot $dev $cow N 8 |
+               dmsetup create s
+           no $obd detach $dev 2>/run/why; grep -q 'resource busy' /run/why
+           awk -F '\\t' '$2 == \"file\" && $6 > 0 { print $8 \"  \" $1 }' a-ext4-2.files.tsv |
+               head -n 20 > /run/sums
+           gone=$(head -n 1 /run/sums | cut -c 67-); sed -i 1d /run/sums
+           mkdir -p /mnt/fs; mount -t ext4 /dev/mapper/s /mnt/fs
+           rm \"/mnt/fs/$gone\"
+           dd if=/dev/urandom of=/mnt/fs/new bs=64k count=16 2>/dev/null
+           sum=$(sha256sum < /mnt/fs/new); umount /mnt/fs; drop
+           mount -t ext4 -o ro /dev/mapper/s /mnt/fs
+           [ \"$(sha256sum < /mnt/fs/new)\" = \"$sum\" ]; no test -e \"/mnt/fs/$gone\"
+           (cd /mnt/fs && sha256sum --quiet --strict -c /run/sums)
+           umount /mnt/fs
+           dmsetup status s | awk '{ split($4, used, \"/\"); exit !(used[1] >= 2048) }'
+           [ $(cat /sys/block/${dev#/dev/}/ro) = 1 ]; drop; cmp -n $(stat -c %s $raw) $raw $dev
+           dmsetup remove s; losetup --detach $cow; $obd detach $dev; rm /run/cow /run/blob";
+    f.guest.sh(&script, LONG).map(drop)
+}
+
 /// Devices that are taken away from their readers, who get errors and end; without
 /// force, who has opened one reads it.
 pub(super) fn detach_under_load(f: &mut Fixture) -> Result<()> {
@@ -647,6 +715,8 @@ pub(super) fn tool(f: &mut Fixture) -> Result<()> {
            $obd attach /run/config.v1.json 2>/dev/null || code=$?; [ $code = 1 ]
            grep -q '^failed:.*a-c23-lz-trl.layer' /run/result
            [ -z \"$($obd list)\" ]
+           $obd attach --name c a-l07-lz4-4k.layer > /dev/null
+           [ \"$($obd --json detach c)\" = '{\"name\":\"c\"}' ]
            code=0; $obd detach c 2>/dev/null || code=$?; [ $code = 2 ]
            code=0; $obd attach /nonexistent 2>/dev/null || code=$?; [ $code = 3 ]";
     f.sh(&script).map(drop)
