@@ -19,6 +19,8 @@ enum Which {
     All,
     /// Readers against everything that changes or evicts what they read, for long.
     Race,
+    /// overlaybd images and LBIO's races in a kernel that checks every access to memory.
+    Kasan,
 }
 
 /// Options of `aios test`.
@@ -57,6 +59,7 @@ pub(crate) fn run(ctx: &Context, args: &Args) -> Result<u8> {
             &mut suite,
             Duration::from_secs(60 * u64::from(args.minutes)),
         ),
+        Which::Kasan => guest::kasan::run(ctx, &mut suite),
     }
     suite.finish()
 }

@@ -16,10 +16,6 @@ use serde_json::Value;
 use std::fmt::Write;
 use std::fs;
 use std::path::PathBuf;
-use std::time::Duration;
-
-/// All fixtures, one after another, on a slow machine with checks in the kernel.
-pub(super) const LONG: Duration = Duration::from_secs(600);
 
 /// Images beyond this are read in parts.
 const WHOLE_BYTES: u64 = 512 << 20;
@@ -202,7 +198,7 @@ pub(super) fn fixtures(f: &mut Fixture) -> Result<()> {
     check(images.len() >= 130 && whole >= 60, || {
         format!("{} images, {whole} of them whole", images.len())
     })?;
-    f.guest.sh(&script, LONG).map(drop)
+    f.long(&script).map(drop)
 }
 
 /// Images that are read where the manifest says what is there.
@@ -230,7 +226,7 @@ pub(super) fn parts(f: &mut Fixture) -> Result<()> {
         script += "$obd detach $dev\n";
     }
     check(count > 0, || "no reads in the manifest".to_owned())?;
-    f.guest.sh(&script, LONG).map(drop)
+    f.long(&script).map(drop)
 }
 
 /// A file system in an image: every file is what it was, and while it is mounted
@@ -271,7 +267,7 @@ pub(super) fn direct_reads(f: &mut Fixture) -> Result<()> {
                cmp -n 32768 -i 3584:0 $raw /run/got
                $obd detach $dev
            done";
-    f.guest.sh(&script, LONG).map(drop)
+    f.long(&script).map(drop)
 }
 
 /// Who waits for a read decodes it: no worker is handed one, and with the blob
@@ -310,7 +306,7 @@ pub(super) fn submitters(f: &mut Fixture) -> Result<()> {
            done
            read_all
            $obd detach s; rm $raw $raw.layer /run/got";
-    f.guest.sh(&script, LONG).map(drop)
+    f.long(&script).map(drop)
 }
 
 /// Files read past the page cache by who waits for them, from a file system on a disk
@@ -355,7 +351,7 @@ pub(super) fn nested(f: &mut Fixture) -> Result<()> {
            cmp $exports/a-l07-lz4-4k.layer /run/got; [ $(direct) -gt 0 ]
            $obd detach n $lower
            cd /; umount /mnt/blobs";
-    f.guest.sh(&script, LONG).map(drop)
+    f.long(&script).map(drop)
 }
 
 /// Blobs on block devices, which are read past the page cache, in whole blocks that
@@ -413,7 +409,7 @@ pub(super) fn devices(f: &mut Fixture) -> Result<()> {
                cmp $exports/$layer.layer /run/got; [ $(stat direct) -gt 0 ]
                $obd detach s; losetup --detach $loop
            done";
-    f.guest.sh(&script, LONG).map(drop)
+    f.long(&script).map(drop)
 }
 
 /// A blob on a drive that LBIO reads: into pages of LBIO's, and decoded from there.
@@ -439,7 +435,7 @@ fn by_lbio(f: &mut Fixture, failing: bool) -> Result<()> {
            dev=$($obd list | awk '$1 == \"l\" { print $2 }')\n";
     let during = |f: &mut Fixture, script: &str| {
         let script = prologue.clone() + script;
-        f.lbio_during("raw", |f| f.guest.sh(&script, LONG).map(drop))
+        f.lbio_during("raw", |f| f.long(&script).map(drop))
     };
     let off = during(
         f,
@@ -455,7 +451,7 @@ fn by_lbio(f: &mut Fixture, failing: bool) -> Result<()> {
     check(on > 400, || format!("{on} reads by LBIO"))?;
     if failing {
         let script = prologue.clone() + "compare; at_random; compare";
-        let failed = f.lbio_failing("lbio_fail", 3, |f| f.guest.sh(&script, LONG).map(drop))?;
+        let failed = f.lbio_failing("lbio_fail", 3, |f| f.long(&script).map(drop))?;
         check(failed > 100, || format!("{failed} reads failed"))?;
     }
     during(
@@ -499,7 +495,7 @@ pub(super) fn many(f: &mut Fixture) -> Result<()> {
                < /run/devices
            $obd detach $(cut -d ' ' -f 1 /run/devices)
            [ $($obd list | wc -l) = 0 ]";
-    f.guest.sh(&script, LONG).map(drop)
+    f.long(&script).map(drop)
 }
 
 /// A zfile's device under an image's, as the layers were stacked before there was
@@ -528,7 +524,7 @@ pub(super) fn stacked(f: &mut Fixture) -> Result<()> {
            dmsetup resume t; wait $reader
            for i in $(seq 100); do dmsetup remove t 2>/dev/null && break; sleep 0.1; done
            $obd detach $lower";
-    f.guest.sh(&script, LONG).map(drop)
+    f.long(&script).map(drop)
 }
 
 /// Under dm-verity every block is what it was when its tree was made, or an error:
@@ -596,7 +592,7 @@ pub(super) fn device_mapper(f: &mut Fixture) -> Result<()> {
            dmsetup status s | awk '{ split($4, used, \"/\"); exit !(used[1] >= 2048) }'
            [ $(cat /sys/block/${dev#/dev/}/ro) = 1 ]; drop; cmp -n $(stat -c %s $raw) $raw $dev
            dmsetup remove s; losetup --detach $cow; $obd detach $dev; rm /run/cow /run/blob";
-    f.guest.sh(&script, LONG).map(drop)
+    f.long(&script).map(drop)
 }
 
 /// Devices that are taken away from their readers, who get errors and end; without
@@ -625,7 +621,7 @@ pub(super) fn detach_under_load(f: &mut Fixture) -> Result<()> {
                wait $! || :
            done
            rmdir $dir";
-    f.guest.sh(&script, LONG).map(drop)
+    f.long(&script).map(drop)
 }
 
 /// Layers that are exchanged for their merge, and back, under readers of all kinds, who
@@ -681,7 +677,7 @@ pub(super) fn exchange(f: &mut Fixture) -> Result<()> {
            dev=$($obd attach --name x --zfile a-l07-lz4-4k.layer)
            no eval 'echo 0 1 $own-0.layer > $dir/exchange' 2>/dev/null
            $obd detach x";
-    f.guest.sh(&script, LONG).map(drop)
+    f.long(&script).map(drop)
 }
 
 /// The module leaves when its last device does, and comes back.
