@@ -39,7 +39,6 @@ use crate::process::Tool;
 use crate::setup::base::Base;
 use crate::setup::{
     self,
-    Need,
     fetch::sha256_file, //
 };
 use crate::space;
@@ -127,7 +126,7 @@ impl Job {
         add(&state.base_sha256);
         add(&self.fragments.text);
         add(&self.base.bindgen.version);
-        for program in ["rustc", "gcc"] {
+        for program in ["rustc", self.variant.compiler().program()] {
             add(&Tool::new(program)
                 .arg("--version")
                 .text()
@@ -155,7 +154,8 @@ impl Job {
     /// Configures and makes it in the checked-out tree.
     fn make(&self, ctx: &Context, kernel: &Kernel, tools: &setup::KernelTools) -> Result<()> {
         let name = format!("{}-{}", self.flavour.name(), self.variant.name());
-        let make = Make::new(kernel.dir(), &self.out, self.flavour.local_version(), tools);
+        let make = Make::new(kernel.dir(), &self.out, self.flavour.local_version(), tools)
+            .by(self.variant.compiler());
         let fresh = !self.out.exists() && !self.seed(ctx)?;
         let logs = if ctx.dry_run {
             ctx.cache().join("log")
@@ -254,7 +254,7 @@ pub(crate) fn build(
         return Ok(built);
     }
     check_path(ctx.cache())?;
-    setup::ensure(ctx, &[Need::Build])?;
+    setup::ensure(ctx, variant.compiler().needs())?;
     let tools = setup::kernel_tools(ctx)?;
     let mut kernel = Kernel::open(ctx, &job.base, &job.origin)?;
     // Another run may have built it while this one waited.

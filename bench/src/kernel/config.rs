@@ -53,8 +53,10 @@ impl Fragments {
     /// are in `aios.config`.
     pub(crate) fn of(root: &Path, flavour: Flavour, variant: Variant) -> Result<Self> {
         let mut names = vec!["base"];
-        if variant == Variant::Debug {
-            names.push("debug");
+        match variant {
+            Variant::Bench => {}
+            Variant::Debug => names.push("debug"),
+            Variant::Kasan => names.extend(["debug", "kasan"]),
         }
         if flavour == Flavour::Patched {
             names.push("aios");
@@ -207,6 +209,11 @@ mod tests {
         let patched = Fragments::of(&root, Flavour::Patched, Variant::Debug).unwrap();
         let all = options(&patched.text);
         assert!(all.contains_key("CONFIG_PROVE_LOCKING"));
+        assert!(!all.contains_key("CONFIG_KASAN"));
+        let kasan = Fragments::of(&root, Flavour::Patched, Variant::Kasan).unwrap();
+        let more = options(&kasan.text);
+        assert!(more.contains_key("CONFIG_KASAN"));
+        assert!(all.keys().all(|name| more.contains_key(name)));
         for name in options(&native.text).keys() {
             assert!(all.contains_key(name), "{name}");
         }

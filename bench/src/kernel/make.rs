@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 //! Running the kernel's make: one environment, a log, a progress bar.
 
+use super::Compiler;
 use crate::context::Context;
 use crate::error::{
     Error,
@@ -32,12 +33,13 @@ pub(crate) struct Make {
     source: PathBuf,
     out: PathBuf,
     local_version: &'static str,
+    compiler: Compiler,
     tools: KernelTools,
 }
 
 impl Make {
     /// For objects of `source` in `out`; the kernel's release ends with
-    /// `local_version`.
+    /// `local_version`. By gcc.
     pub(crate) fn new(
         source: &Path,
         out: &Path,
@@ -48,8 +50,14 @@ impl Make {
             source: source.to_path_buf(),
             out: out.to_path_buf(),
             local_version,
+            compiler: Compiler::Gcc,
             tools: tools.clone(),
         }
+    }
+
+    /// By `compiler`.
+    pub(super) fn by(self, compiler: Compiler) -> Self {
+        Self { compiler, ..self }
     }
 
     /// The source folder.
@@ -77,7 +85,8 @@ impl Make {
             .arg(joined("O=", &self.out))
             .arg(format!("-j{jobs}"))
             // On the command line they win over the caller's environment.
-            .args(["ARCH=x86", "CROSS_COMPILE=", "LLVM="])
+            .args(["ARCH=x86", "CROSS_COMPILE="])
+            .arg(format!("LLVM={}", self.compiler.llvm()))
             .arg(joined("BINDGEN=", &self.tools.bindgen))
             .arg(joined("RUST_LIB_SRC=", &self.tools.rust_lib_src))
             .arg(format!("LOCALVERSION={}", self.local_version))

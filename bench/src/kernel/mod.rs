@@ -242,6 +242,8 @@ pub(crate) enum Variant {
     Bench,
     /// `base.config` + `debug.config`: lockdep, DMA_API_DEBUG, KUnit tests.
     Debug,
+    /// That + `kasan.config`: every access to memory checked; by clang, as Rust needs.
+    Kasan,
 }
 
 impl Variant {
@@ -250,6 +252,50 @@ impl Variant {
         match self {
             Self::Bench => "bench",
             Self::Debug => "debug",
+            Self::Kasan => "kasan",
+        }
+    }
+
+    /// What compiles it.
+    fn compiler(self) -> Compiler {
+        match self {
+            Self::Bench | Self::Debug => Compiler::Gcc,
+            Self::Kasan => Compiler::Clang,
+        }
+    }
+}
+
+/// Compiler and linker of a kernel's C.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Compiler {
+    /// gcc and binutils.
+    Gcc,
+    /// clang, lld and llvm's tools: KASAN together with Rust takes one LLVM for both.
+    Clang,
+}
+
+impl Compiler {
+    /// The program.
+    fn program(self) -> &'static str {
+        match self {
+            Self::Gcc => "gcc",
+            Self::Clang => "clang-19",
+        }
+    }
+
+    /// The value of make's `LLVM`: empty for none, else what llvm's tools end with.
+    fn llvm(self) -> &'static str {
+        match self {
+            Self::Gcc => "",
+            Self::Clang => "-19",
+        }
+    }
+
+    /// What it needs on the machine.
+    fn needs(self) -> &'static [Need] {
+        match self {
+            Self::Gcc => &[Need::Build],
+            Self::Clang => &[Need::Build, Need::Clang],
         }
     }
 }

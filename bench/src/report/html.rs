@@ -104,7 +104,13 @@ fn write_body(body: &mut String, results: &Results, stages: Option<&Stages>) -> 
     Ok(())
 }
 
-fn write_figure(body: &mut String, title: &str, caption: &str, svg: &str) -> std::fmt::Result {
+/// A chart with what it shows, and how to read it.
+pub(crate) fn write_figure(
+    body: &mut String,
+    title: &str,
+    caption: &str,
+    svg: &str,
+) -> std::fmt::Result {
     writeln!(
         body,
         "<section><h2>{}</h2>\n<figure class=\"wide\">\n{svg}<figcaption>{}</figcaption></figure></section>",
@@ -205,7 +211,8 @@ fn write_row(body: &mut String, row: &Delta, first: bool) -> std::fmt::Result {
     )
 }
 
-fn class(verdict: Verdict) -> &'static str {
+/// The style sheet's class of a verdict.
+pub(crate) fn class(verdict: Verdict) -> &'static str {
     match verdict {
         Verdict::Better => "better",
         Verdict::Worse => "worse",

@@ -65,11 +65,6 @@ fn write_document(out: &mut String, results: &Results) -> std::fmt::Result {
 
 fn write_row(out: &mut String, row: &Delta) -> std::fmt::Result {
     let value = |value: Option<f64>| value.map_or_else(|| "-".to_owned(), |v| row.metric.show(v));
-    // Worse stands out as much as better.
-    let bold = |verdict: Verdict| match verdict {
-        Verdict::Better | Verdict::Worse => format!("**{verdict}**"),
-        Verdict::WithinNoise | Verdict::TooFewPairs => verdict.to_string(),
-    };
     writeln!(
         out,
         "| {} | {} | {} | {} | {} | {} | {} | {} | {} | {} |",
@@ -86,8 +81,16 @@ fn write_row(out: &mut String, row: &Delta) -> std::fmt::Result {
     )
 }
 
+/// A verdict: worse stands out as much as better.
+pub(crate) fn bold(verdict: Verdict) -> String {
+    match verdict {
+        Verdict::Better | Verdict::Worse => format!("**{verdict}**"),
+        Verdict::WithinNoise | Verdict::TooFewPairs => verdict.to_string(),
+    }
+}
+
 /// Text that cannot leave its table cell or become markup.
-fn cell(text: &str) -> String {
+pub(crate) fn cell(text: &str) -> String {
     let mut safe = String::with_capacity(text.len());
     for c in text.chars() {
         match c {

@@ -3,6 +3,7 @@
 
 pub(crate) mod histogram;
 pub(crate) mod html;
+pub(crate) mod markdown;
 pub(crate) mod schema;
 pub(crate) mod stages;
 pub(crate) mod stats;
@@ -12,8 +13,7 @@ pub(crate) mod text;
 
 mod difference;
 #[cfg(test)]
-mod example;
-mod markdown;
+pub(crate) mod example;
 
 use crate::context::Context;
 use crate::error::{

@@ -4,7 +4,6 @@
 
 use super::histogram::Histogram;
 use super::schema::{
-    Delta,
     Metric,
     Results,
     Verdict, //
@@ -67,7 +66,8 @@ impl Svg {
         ));
     }
 
-    fn rect(&mut self, class: &str, at: (f64, f64), size: (f64, f64), title: &str) {
+    /// A rectangle of a class of the style sheet that says `title` when pointed at.
+    pub(crate) fn rect(&mut self, class: &str, at: (f64, f64), size: (f64, f64), title: &str) {
         self.put(format_args!(
             r#"<rect class="{class}" x="{:.1}" y="{:.1}" width="{:.1}" height="{:.1}"><title>{}</title></rect>"#,
             at.0,
@@ -120,22 +120,48 @@ fn short(workload: &str) -> &str {
     workload.strip_prefix("fio/").unwrap_or(workload)
 }
 
+/// A difference with its interval, as a chart shows it.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Interval<'a> {
+    /// Of what.
+    pub(crate) name: &'a str,
+    /// Per cent.
+    pub(crate) delta_pct: f64,
+    /// Lower end of its confidence interval, if there is one.
+    pub(crate) low_pct: Option<f64>,
+    /// Upper end.
+    pub(crate) high_pct: Option<f64>,
+    /// What it means.
+    pub(crate) verdict: Verdict,
+}
+
 /// Deltas of one metric with their intervals around a zero line.
 pub(crate) fn forest(results: &Results, metric: Metric) -> String {
-    let rows: Vec<&Delta> = results
+    let rows: Vec<Interval<'_>> = results
         .rows(metric)
-        .filter(|row| row.delta_pct.is_some())
+        .filter_map(|row| {
+            Some(Interval {
+                name: short(&row.workload),
+                delta_pct: row.delta_pct?,
+                low_pct: row.ci_low_pct,
+                high_pct: row.ci_high_pct,
+                verdict: row.verdict,
+            })
+        })
         .collect();
+    let title = format!("difference of async in {} by workload", metric.label());
+    intervals(&rows, title)
+}
+
+/// Differences with their intervals around a zero line.
+pub(crate) fn intervals(rows: &[Interval<'_>], title: String) -> String {
     let (left, right, row_height, top) = (8.0, WIDTH - 8.0, 34.0, 4.0);
     let bottom = top + row_height * rows.len() as f64;
-    let mut svg = Svg::new(
-        bottom + 22.0,
-        format!("difference of async in {} by workload", metric.label()),
-    );
+    let mut svg = Svg::new(bottom + 22.0, title);
     // A single wild interval must not flatten the rest.
     let reach = rows
         .iter()
-        .flat_map(|row| [row.delta_pct, row.ci_low_pct, row.ci_high_pct])
+        .flat_map(|row| [Some(row.delta_pct), row.low_pct, row.high_pct])
         .flatten()
         .map(f64::abs)
         .fold(5.0, f64::max)
@@ -162,17 +188,14 @@ pub(crate) fn forest(results: &Results, metric: Metric) -> String {
     for (index, row) in rows.iter().enumerate() {
         let y = top + row_height * index as f64;
         let class = verdict_class(row.verdict);
-        let delta = row.delta_pct.unwrap_or_default();
-        svg.text("label", (left, y + 13.0), short(&row.workload));
+        let delta = row.delta_pct;
+        svg.text("label", (left, y + 13.0), row.name);
         svg.text(
             &format!("value end {class}"),
             (right, y + 13.0),
             &format!("{delta:+.1} % {}", row.verdict),
         );
-        let (low, high) = (
-            row.ci_low_pct.unwrap_or(delta),
-            row.ci_high_pct.unwrap_or(delta),
-        );
+        let (low, high) = (row.low_pct.unwrap_or(delta), row.high_pct.unwrap_or(delta));
         let middle = y + 23.0;
         svg.line(
             &format!("whisker {class}"),
@@ -182,7 +205,7 @@ pub(crate) fn forest(results: &Results, metric: Metric) -> String {
         svg.put(format_args!(
             r#"<circle class="{class}" cx="{:.1}" cy="{middle:.1}" r="4"><title>{}: {delta:+.2} % ({low:+.2} to {high:+.2})</title></circle>"#,
             x(delta),
-            escape(&row.workload)
+            escape(row.name)
         ));
     }
     svg.finish()

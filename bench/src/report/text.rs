@@ -2,6 +2,8 @@
 //! The wording that all outputs share: one place for what the numbers mean.
 
 use super::schema::{
+    Kernel,
+    Machine,
     Metric,
     Provenance,
     Results,
@@ -30,8 +32,12 @@ pub(crate) fn method(provenance: &Provenance) -> String {
 
 /// What an emulated processor can and cannot tell; nothing about a real one.
 pub(crate) fn caveat(provenance: &Provenance) -> Option<&'static str> {
-    let guest = provenance.guest.as_ref()?;
-    (!guest.kvm).then_some(EMULATED)
+    emulated(provenance.guest.as_ref()?.kvm)
+}
+
+/// The same of a guest that KVM runs, or not.
+pub(crate) fn emulated(kvm: bool) -> Option<&'static str> {
+    (!kvm).then_some(EMULATED)
 }
 
 const EMULATED: &str = "The processor is emulated in software: absolute times mean nothing outside this \
@@ -91,7 +97,6 @@ pub(crate) fn interval(low: Option<f64>, high: Option<f64>) -> String {
 /// Everything needed to repeat the run, as (what, value), the long ones
 /// (QEMU lines) apart.
 pub(crate) fn facts(provenance: &Provenance) -> Vec<(String, String)> {
-    let machine = &provenance.machine;
     let mut facts = vec![
         ("command".to_owned(), provenance.command.join(" ")),
         ("started".to_owned(), provenance.date.clone()),
@@ -100,30 +105,14 @@ pub(crate) fn facts(provenance: &Provenance) -> Vec<(String, String)> {
             format!("{:.0} s, builds left out", provenance.seconds),
         ),
         ("seed".to_owned(), provenance.seed.to_string()),
-        (
-            "machine".to_owned(),
-            format!(
-                "{} × {}, {} MiB, {}, Linux {}",
-                machine.cpus, machine.cpu, machine.memory_mib, machine.os, machine.kernel
-            ),
-        ),
+        ("machine".to_owned(), machine(&provenance.machine)),
         ("aios".to_owned(), provenance.aios.clone()),
     ];
     for tool in &provenance.tools {
         facts.push((tool.name.clone(), tool.version.clone()));
     }
     for kernel in &provenance.kernels {
-        let mut text = format!("Linux {}", kernel.release);
-        if let Some(build) = &kernel.build {
-            text.push_str(&format!(
-                "; base {} (sha256 {}); series {}; config sha256 {}",
-                build.base_version, build.base_sha256, build.series_commit, build.config_sha256
-            ));
-        }
-        if let Some(image) = &kernel.image_sha256 {
-            text.push_str(&format!("; bzImage sha256 {image}"));
-        }
-        facts.push((format!("{} kernel", kernel.name), text));
+        facts.push((format!("{} kernel", kernel.name), self::kernel(kernel)));
     }
     if let Some(guest) = &provenance.guest {
         facts.push((
@@ -150,6 +139,29 @@ pub(crate) fn facts(provenance: &Provenance) -> Vec<(String, String)> {
         ));
     }
     facts
+}
+
+/// A machine in one line.
+pub(crate) fn machine(machine: &Machine) -> String {
+    format!(
+        "{} × {}, {} MiB, {}, Linux {}",
+        machine.cpus, machine.cpu, machine.memory_mib, machine.os, machine.kernel
+    )
+}
+
+/// What tells a kernel from all others.
+pub(crate) fn kernel(kernel: &Kernel) -> String {
+    let mut text = format!("Linux {}", kernel.release);
+    if let Some(build) = &kernel.build {
+        text.push_str(&format!(
+            "; base {} (sha256 {}); series {}; config sha256 {}",
+            build.base_version, build.base_sha256, build.series_commit, build.config_sha256
+        ));
+    }
+    if let Some(image) = &kernel.image_sha256 {
+        text.push_str(&format!("; bzImage sha256 {image}"));
+    }
+    text
 }
 
 /// The QEMU lines; none on a real machine.

@@ -38,6 +38,8 @@ pub(crate) enum Need {
     Workloads,
     /// mkfs.erofs, mksquashfs.
     Images,
+    /// dmsetup, veritysetup.
+    Mapper,
     /// clang, lld and llvm for KASAN builds.
     Clang,
     /// Debian's packaging tools.

@@ -152,6 +152,18 @@ pub(crate) const ITEMS: &[Item] = &[
         "make images to compare with",
     ),
     program(
+        Need::Mapper,
+        &["dmsetup"],
+        "dmsetup",
+        "test disks under device mapper",
+    ),
+    program(
+        Need::Mapper,
+        &["cryptsetup-bin"],
+        "veritysetup",
+        "test disks under dm-verity",
+    ),
+    program(
         Need::Clang,
         &["clang-19"],
         "clang-19",

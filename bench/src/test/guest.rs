@@ -6,6 +6,7 @@ pub(super) mod churn;
 mod engine;
 mod fsync;
 mod groups;
+pub(super) mod kasan;
 mod lbio;
 mod lbio_raw;
 mod lbio_write;
@@ -70,6 +71,9 @@ const CRASH_STATES: u64 = 1000;
 /// A script in the guest may take this long.
 const SCRIPT_TIMEOUT: Duration = Duration::from_secs(120);
 
+/// All fixtures, one after another, on a slow machine with checks in the kernel.
+const LONG: Duration = Duration::from_secs(600);
+
 /// A guest that a group of cases shares.
 struct Group {
     /// First part of the names of its cases.
@@ -117,6 +121,8 @@ type Case = (&'static str, fn(&mut Fixture) -> Result<()>);
 /// What a case works with.
 pub(super) struct Fixture {
     guest: Guest,
+    /// How many times longer than others its kernel may take.
+    patience: u32,
     server: Server,
     /// For the cases about overlaybd images.
     obd: Option<obd::Files>,
@@ -139,7 +145,12 @@ impl Fixture {
     }
 
     pub(super) fn sh(&mut self, script: &str) -> Result<String> {
-        self.guest.sh(script, SCRIPT_TIMEOUT)
+        self.guest.sh(script, SCRIPT_TIMEOUT * self.patience)
+    }
+
+    /// As [`Fixture::sh`], for more than a moment's work.
+    pub(super) fn long(&mut self, script: &str) -> Result<String> {
+        self.guest.sh(script, LONG * self.patience)
     }
 
     /// Mounts the drive's file system afresh with `options`, stack enabled or
@@ -281,10 +292,17 @@ pub(super) fn run(ctx: &Context, suite: &mut Suite) {
 
 fn start(ctx: &Context, group: &Group) -> Result<Fixture> {
     setup::ensure(ctx, &[Need::Build, Need::Boot, Need::Workloads])?;
+    if group.obd.is_some() {
+        setup::ensure(ctx, &[Need::Mapper])?;
+    }
     let built = kernel::build(ctx, group.flavour, group.variant, None)?;
     let obd = match (group.obd, built.config.parent()) {
         (Some(reader), Some(build)) => Some(obd::Files::new(ctx, reader, build.to_path_buf())?),
         _ => None,
+    };
+    let patience = match group.variant {
+        Variant::Bench | Variant::Debug => 1,
+        Variant::Kasan => 5,
     };
     let out = ctx.cache_dir("test")?;
     let image = blank_image(&out)?;
@@ -297,8 +315,12 @@ fn start(ctx: &Context, group: &Group) -> Result<Fixture> {
             name,
             accel: Accel::Auto,
             cpus: group.cpus,
-            // The images' files and devices are cached beside each other.
-            memory_mib: if group.obd.is_some() { 2048 } else { 1024 },
+            // The images' files and devices are cached beside each other; KASAN keeps
+            // what was freed.
+            memory_mib: match (group.obd, group.variant) {
+                (Some(_), _) | (_, Variant::Kasan) => 2048,
+                _ => 1024,
+            },
             iommu: group.iommu,
             drives: vec![Drive {
                 backend: Backend::Nbd(server.socket()),
@@ -313,10 +335,15 @@ fn start(ctx: &Context, group: &Group) -> Result<Fixture> {
             append: group.lbio.parameters(group.cpus),
             qemu: Vec::new(),
             out,
-            boot_timeout: Duration::from_secs(180),
+            boot_timeout: Duration::from_secs(180) * patience,
         },
     )?;
-    Ok(Fixture { guest, server, obd })
+    Ok(Fixture {
+        guest,
+        patience,
+        server,
+        obd,
+    })
 }
 
 /// A sparse image; every guest gets a private copy of it.

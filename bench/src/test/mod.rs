@@ -21,6 +21,8 @@ enum Which {
     Race,
     /// A file system on a read-write disk that everything happens to, for long.
     Churn,
+    /// overlaybd images and LBIO's races in a kernel that checks every access to memory.
+    Kasan,
 }
 
 /// Options of `aios test`.
@@ -57,6 +59,7 @@ pub(crate) fn run(ctx: &Context, args: &Args) -> Result<u8> {
         }
         Which::Race => guest::race::run(ctx, &mut suite, time),
         Which::Churn => guest::churn::run(ctx, &mut suite, time),
+        Which::Kasan => guest::kasan::run(ctx, &mut suite),
     }
     suite.finish()
 }

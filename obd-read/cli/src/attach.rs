@@ -173,8 +173,14 @@ fn attach(args: &Args, interrupted: &Arc<AtomicBool>) -> Result<(Attached, Optio
     }
 }
 
+/// What was detached.
+#[derive(Serialize)]
+struct Detached<'a> {
+    name: &'a str,
+}
+
 /// Runs `obd detach`.
-pub(crate) fn detach(args: &DetachArgs, interrupted: &AtomicBool) -> Result<()> {
+pub(crate) fn detach(args: &DetachArgs, json: bool, interrupted: &AtomicBool) -> Result<()> {
     for name in &args.names {
         match obd_ublk::number(name) {
             Some(id) => userspace::detach(id, args.force, interrupted)?,
@@ -187,8 +193,18 @@ pub(crate) fn detach(args: &DetachArgs, interrupted: &AtomicBool) -> Result<()> 
                 }
             }
         }
+        // At once: the next may fail.
+        if json {
+            print_line(&Detached { name });
+        }
     }
     Ok(())
+}
+
+/// One of a list of JSON objects.
+fn print_line(value: &impl Serialize) {
+    // Maps with keys that are no strings are all that can fail: none here.
+    ui::print(&serde_json::to_string(value).unwrap_or_default());
 }
 
 /// All devices: the driver's, if it is there, and those served from userspace.
@@ -215,9 +231,7 @@ fn devices(configfs: Option<&Path>) -> Result<Vec<Status>> {
 pub(crate) fn list(args: &ListArgs, json: bool) -> Result<()> {
     for status in devices(args.configfs.as_deref())? {
         if json {
-            let line = serde_json::to_string(&status);
-            // Maps with keys that are no strings are all that can fail: none here.
-            ui::print(&line.unwrap_or_default());
+            print_line(&status);
             continue;
         }
         let disk = status.device.as_deref().unwrap_or(Path::new("-"));

@@ -81,16 +81,18 @@ pub(crate) fn layers(path: &Path) -> Result<Vec<LayerFile>> {
     })
 }
 
-/// The file in which whoever wrote the configuration expects the result.
+/// The file in which whoever wrote the configuration expects the result, relative as
+/// the layers are.
 ///
 /// # Errors
 ///
 /// A file that cannot be read or is no configuration.
 pub(crate) fn result_file(path: &Path) -> Result<Option<PathBuf>> {
+    let base = path.parent().unwrap_or(Path::new(""));
     let name = read(path)?.result_file;
     Ok(Some(name)
         .filter(|name| !name.is_empty())
-        .map(PathBuf::from))
+        .map(|name| base.join(name)))
 }
 
 fn read(path: &Path) -> Result<Config> {
@@ -189,6 +191,21 @@ mod tests {
         std::fs::write(dir.path().join("overlaybd.commit"), "").unwrap();
         let layers = parse(&text.to_string()).unwrap();
         assert_eq!(layers[1].path, dir.path().join("overlaybd.commit"));
+    }
+
+    #[test]
+    fn result_files() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = dir.path().join("config.v1.json");
+        for (text, want) in [
+            ("{}", None),
+            (r#"{"resultFile":""}"#, None),
+            (r#"{"resultFile":"/r"}"#, Some(PathBuf::from("/r"))),
+            (r#"{"resultFile":"r"}"#, Some(dir.path().join("r"))),
+        ] {
+            std::fs::write(&config, text).unwrap();
+            assert_eq!(result_file(&config).unwrap(), want, "{text}");
+        }
     }
 
     #[test]

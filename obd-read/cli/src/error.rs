@@ -108,6 +108,8 @@ pub(crate) enum Error {
         bad: usize,
         /// How many there were.
         all: usize,
+        /// Whether a file is at fault, as opposed to the system.
+        damaged: bool,
     },
     /// The kernel's driver refused the image, and said why.
     #[error("{name}: {reason}")]
@@ -154,16 +156,16 @@ impl Error {
     /// the system refused, 130 after a signal.
     pub(crate) fn exit_code(&self) -> u8 {
         match self {
-            Error::Format { error, .. } | Error::Stack(error) => match error {
-                obd_core::Error::Io { .. } | obd_core::Error::OutOfMemory => 3,
-                _ => 1,
+            Error::Format { error, .. } | Error::Stack(error) => match is_damage(error) {
+                true => 1,
+                false => 3,
             },
             Error::Engine(_) | Error::Store(obd_store::Error::Device(_)) => 3,
             Error::Store(_)
             | Error::Check { .. }
             | Error::Config { .. }
             | Error::Digest { .. }
-            | Error::Verify { .. }
+            | Error::Verify { damaged: true, .. }
             | Error::Source { .. } => 1,
             Error::Exists(_) | Error::NotAFile(_) | Error::Present(_) | Error::Layer { .. } => 2,
             Error::Attach { image: true, .. } => 1,
@@ -172,8 +174,19 @@ impl Error {
             Error::Ublk(_) | Error::Service(_) => 3,
             Error::Reported(code) => *code,
             Error::Device { .. } => 2,
-            Error::Attach { .. } | Error::Busy { .. } | Error::Io { .. } => 3,
+            Error::Attach { .. }
+            | Error::Busy { .. }
+            | Error::Io { .. }
+            | Error::Verify { damaged: false, .. } => 3,
             Error::Interrupted => 130,
         }
     }
+}
+
+/// Whether a file is damaged or refused, as opposed to a system that refused to read it.
+pub(crate) fn is_damage(error: &obd_core::Error<io::Error>) -> bool {
+    !matches!(
+        error,
+        obd_core::Error::Io { .. } | obd_core::Error::OutOfMemory
+    )
 }

@@ -125,7 +125,12 @@ pub(crate) fn export_image<S: Source<Error = io::Error>>(
 ) -> Result<u64> {
     let mut scratch =
         Scratch::new(image.needs()).map_err(|e| fail(obd_core::Error::from(e).into()))?;
-    let mut progress = Progress::new("export", image.size(), interrupted);
+    let is_data = |what: Contents| !matches!(what, Contents::Hole | Contents::Zeros);
+    let pieces = || image.pieces(0, image.size()).map_err(&fail);
+    // Holes take no time.
+    let total = pieces()?.filter(|piece| is_data(piece.what));
+    let total = total.map(|piece| piece.len * obd_core::SECTOR).sum();
+    let mut progress = Progress::new("export", total, interrupted);
     let mut buf = vec![0; CHUNK];
     let mut copied = 0;
     let mut copy = |start: u64, end: u64| -> Result<()> {
@@ -143,8 +148,8 @@ pub(crate) fn export_image<S: Source<Error = io::Error>>(
     };
     // Ranges without a hole are read at once, however many segments they have.
     let (mut start, mut end) = (0, 0);
-    for piece in image.pieces(0, image.size()).map_err(&fail)? {
-        if matches!(piece.what, Contents::Hole | Contents::Zeros) {
+    for piece in pieces()? {
+        if !is_data(piece.what) {
             continue;
         }
         if piece.lba * obd_core::SECTOR != end {

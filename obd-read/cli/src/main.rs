@@ -88,7 +88,7 @@ fn run(cli: &Cli) -> Result<()> {
         Command::Store(args) => store::run(args, cli.json, &interrupted),
         Command::Check(args) => device::check(args, cli.json),
         Command::Attach(args) => attach::run(args, cli.json, &interrupted),
-        Command::Detach(args) => attach::detach(args, &interrupted),
+        Command::Detach(args) => attach::detach(args, cli.json, &interrupted),
         Command::List(args) => attach::list(args, cli.json),
         Command::Writer(args) => writable::writer(args, cli.json, &interrupted),
         Command::Compact(args) => writable::compact(args, cli.json, &interrupted),

@@ -4,7 +4,8 @@
 
 use crate::error::{
     Error,
-    Result, //
+    Result,
+    is_damage, //
 };
 use crate::open::{
     self,
@@ -47,11 +48,15 @@ struct Report {
     faults: u64,
     /// The first of them.
     errors: Vec<String>,
+    /// Whether one of them is the file's, and not the system's.
+    #[serde(skip)]
+    damaged: bool,
 }
 
 impl Report {
-    fn fault(&mut self, error: impl std::fmt::Display) {
+    fn fault(&mut self, error: impl std::fmt::Display, damaged: bool) {
         self.faults += 1;
+        self.damaged |= damaged;
         if self.errors.len() < LISTED {
             self.errors.push(error.to_string());
         }
@@ -93,6 +98,7 @@ pub(crate) fn run(args: &Args, json: bool, interrupted: &Arc<AtomicBool>) -> Res
         bad => Err(Error::Verify {
             bad,
             all: reports.len(),
+            damaged: reports.iter().any(|report| report.damaged),
         }),
     }
 }
@@ -108,8 +114,14 @@ fn verify(path: &Path, interrupted: &Arc<AtomicBool>) -> Result<Report> {
             Some(zfile) => check_blocks(path, zfile, interrupted, &mut report)?,
             None => check_readable(path, &layer, interrupted, &mut report)?,
         },
-        Err(Error::Format { error, .. }) => report.fault(error),
-        Err(other) => report.fault(other),
+        Err(Error::Format { error, .. }) => {
+            let damaged = is_damage(&error);
+            report.fault(error, damaged);
+        }
+        Err(other) => {
+            let damaged = other.exit_code() == 1;
+            report.fault(other, damaged);
+        }
     }
     report.ok = report.faults == 0;
     Ok(report)
@@ -130,7 +142,10 @@ fn check_blocks(
         let at = number * zfile.block_size() as u64;
         match zfile.read_at(at, block, &mut scratch) {
             Ok(()) => report.blocks_checked += u64::from(zfile.info().verify),
-            Err(error) => report.fault(error),
+            Err(error) => {
+                let damaged = is_damage(&error);
+                report.fault(error, damaged);
+            }
         }
         progress.advance(block.len() as u64)?;
     }
@@ -153,7 +168,8 @@ fn check_readable(
     while at < file.size() {
         let len = (file.size() - at).min(buf.len() as u64);
         if let Err(error) = file.read(at, &mut buf[..len as usize]) {
-            report.fault(error);
+            let damaged = is_damage(&error);
+            report.fault(error, damaged);
             break;
         }
         at += len;

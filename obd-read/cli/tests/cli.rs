@@ -286,6 +286,14 @@ fn verify_tells_good_from_bad() {
         stderr(&output)
     );
 
+    // What cannot be read is not damaged for that.
+    let output = obd(["verify", "/nonexistent"]);
+    assert_eq!(output.status.code(), Some(3));
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(text.contains("/nonexistent: FAILED"), "{text}");
+    let output = obd(["verify", "/nonexistent", path(&bad)]);
+    assert_eq!(output.status.code(), Some(1));
+
     // Of every damaged fixture but those without checksums where the damage is.
     for entry in manifest() {
         let id = entry["id"].as_str().unwrap();

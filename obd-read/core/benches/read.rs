@@ -2,7 +2,9 @@
 
 //! Random reads of 4 KiB from memory, checksums on: one zfile, and a stack of
 //! three layers with 41k segments. The stored bytes are copied out of memory
-//! (`copy`), as from a page cache, or used where they are (`borrow`).
+//! (`copy`), as from a page cache, or used where they are (`borrow`). `C` is what no
+//! reader with LZ4's own decoder can do without, and all that it does: the checksum
+//! and the decoder on the same blocks.
 
 #[path = "common/cpu_time.rs"]
 mod cpu_time;
@@ -22,13 +24,17 @@ use obd_core::source::{
     Window, //
 };
 use obd_core::{
+    Crc32c,
     Image,
     Layer,
     Scratch,
     Source,
     ZFile, //
 };
-use obd_host::Host;
+use obd_host::{
+    Hardware,
+    Host, //
+};
 use std::hint::black_box;
 
 /// Memory that cannot be borrowed from.
@@ -72,10 +78,35 @@ fn bench_zfile<S: Source<Error = Outside>>(
     });
 }
 
+/// Checksums and decodes the blocks of `file`, whose places are known.
+fn bench_c(criterion: &mut Criterion<CpuTime>, name: &str, file: &[u8]) {
+    let zfile = ZFile::<_, Host>::open(Window::whole(Bytes(file))).unwrap();
+    let mut rng = Rng::with_seed(2);
+    let blocks: Vec<(usize, usize)> = (0..1 << 16)
+        .map(|_| {
+            let extent = zfile.extent(rng.u64(0..zfile.info().blocks)).unwrap();
+            (extent.offset as usize, extent.len as usize - 4)
+        })
+        .collect();
+    let mut buf = [0; 4096];
+    let mut next = blocks.iter().cycle();
+    criterion.bench_function(name, |bencher| {
+        bencher.iter(|| {
+            let (offset, len) = *next.next().unwrap();
+            let (packed, crc) = file[offset..offset + len + 4].split_at(len);
+            assert_eq!(Hardware::crc32c(100_007, packed).to_le_bytes(), crc);
+            let got = lz4::block::decompress_to_buffer(packed, Some(4096), &mut buf);
+            assert_eq!(got.unwrap(), 4096);
+            black_box(buf[0])
+        });
+    });
+}
+
 fn zfile(criterion: &mut Criterion<CpuTime>) {
     let content = images::mixed(SIZE, &mut Rng::with_seed(1));
     let file = images::zfile(&content, 4096);
     println!("{} bytes stored as {}", content.len(), file.len());
+    bench_c(criterion, "zfile lz4 4k/C", &file);
     bench_zfile(criterion, "zfile lz4 4k/copy", Copied(file.clone()));
     bench_zfile(criterion, "zfile lz4 4k/borrow", Bytes(file));
     let file = images::zfile(&content[..64 << 20], 64 << 10);

@@ -17,7 +17,10 @@ pub(crate) enum Contender {
     /// ext4 in an overlaybd layer, by the driver with the stack enabled: what all
     /// others are compared with.
     Obd,
-    /// The same, with the stack off, as it is for those that follow.
+    /// The same by two devices: the zfile's, and the image's with that for its layer.
+    #[serde(rename = "obd-stacked")]
+    ObdStacked,
+    /// The one device, with the stack off, as it is for those that follow.
     #[serde(rename = "obd-off")]
     ObdOff,
     /// The same layer, by a process through ublk.
@@ -41,8 +44,9 @@ pub(super) struct Paths {
 
 impl Contender {
     /// All of them.
-    pub(crate) const ALL: [Self; 6] = [
+    pub(crate) const ALL: [Self; 7] = [
         Self::Obd,
+        Self::ObdStacked,
         Self::ObdOff,
         Self::Ublk,
         Self::Erofs,
@@ -54,6 +58,7 @@ impl Contender {
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Obd => "obd",
+            Self::ObdStacked => "obd-stacked",
             Self::ObdOff => "obd-off",
             Self::Ublk => "ublk",
             Self::Erofs => "erofs",
@@ -66,7 +71,7 @@ impl Contender {
     pub(super) fn drive(self) -> &'static str {
         match self {
             Self::Bare => "/dev/nvme0n1",
-            Self::Obd | Self::ObdOff | Self::Ublk => "/dev/nvme1n1",
+            Self::Obd | Self::ObdStacked | Self::ObdOff | Self::Ublk => "/dev/nvme1n1",
             Self::Erofs => "/dev/nvme2n1",
             Self::Squashfs => "/dev/nvme3n1",
         }
@@ -86,6 +91,14 @@ impl Contender {
                 "ext4",
                 format!("; {tool} detach $dev"),
             ),
+            Self::ObdStacked => (
+                format!(
+                    "[ -d /sys/kernel/config/obd ] || insmod {module}\n\
+                     lower=$({tool} attach --zfile {drive}); dev=$({tool} attach $lower)\n"
+                ),
+                "ext4",
+                format!("; {tool} detach $dev $lower"),
+            ),
             Self::Ublk => (
                 format!("dev=$({tool} attach --userspace {drive})\n"),
                 "ext4",
@@ -96,7 +109,7 @@ impl Contender {
             Self::Squashfs => (format!("dev={drive}\n"), "squashfs", String::new()),
         };
         let stack = match self {
-            Self::Obd => Stack::Async,
+            Self::Obd | Self::ObdStacked => Stack::Async,
             _ => Stack::Off,
         };
         // The server reads blobs through the page cache of their drive.

@@ -10,6 +10,7 @@ mod contender;
 mod count;
 mod guest;
 mod images;
+mod page;
 mod results;
 
 use super::fio::{
@@ -204,13 +205,16 @@ pub(super) fn run(ctx: &Context, options: &Options<'_>) -> Result<u8> {
     let json = report::to_json(&results)?;
     let text = results::table(&results, false);
     files::write_whole(&output.path().join("obd.txt"), &text)?;
+    files::write_whole(&output.path().join("obd.md"), page::markdown(&results))?;
+    files::write_whole(&output.path().join("obd.html"), page::html(&results))?;
+    // Last: whoever finds it finds the others.
     files::write_whole(&output.path().join("obd.json"), &json)?;
     output.keep();
     report::print(&match options.json {
         true => json,
         false => results::table(&results, ctx.ui.colour()),
     })?;
-    output.announce(ctx, results.provenance.seconds, "obd.txt");
+    output.announce(ctx, results.provenance.seconds, "obd.html");
     Ok(if results.complete { 0 } else { 130 })
 }
 

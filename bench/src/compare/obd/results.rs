@@ -126,8 +126,18 @@ pub(crate) struct Instructions {
 }
 
 impl Instructions {
-    fn total(&self) -> f64 {
+    /// Of the kernel and of programs.
+    pub(super) fn total(&self) -> f64 {
         self.kernel + self.programs
+    }
+
+    /// The driver to this, per cent, by what `all` have; none of the driver itself.
+    pub(super) fn delta_pct(&self, all: &[Self]) -> Option<f64> {
+        let obd = all
+            .iter()
+            .find(|obd| obd.workload == self.workload && obd.contender == Contender::Obd)
+            .filter(|obd| obd.contender != self.contender)?;
+        Some((obd.total() / self.total() - 1.0) * 100.0)
     }
 }
 
@@ -279,12 +289,7 @@ fn instructions(all: &[Instructions]) -> String {
     .map(|name| (name.to_owned(), None));
     let mut rows = vec![header];
     for row in all {
-        let obd = all
-            .iter()
-            .find(|obd| obd.workload == row.workload && obd.contender == Contender::Obd);
-        let delta = obd
-            .filter(|obd| obd.contender != row.contender)
-            .map(|obd| (obd.total() / row.total() - 1.0) * 100.0);
+        let delta = row.delta_pct(all);
         rows.push(
             [
                 printable(&row.workload),
@@ -329,8 +334,53 @@ fn times(results: &Results, colour: bool) -> String {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
+    use crate::report::example;
+
+    /// Made-up results of two workloads, with text that must be escaped.
+    pub(in super::super) fn results() -> Results {
+        let whole = example::provenance();
+        let guest = whole.guest.unwrap();
+        let provenance = Provenance {
+            aios: whole.aios,
+            command: whole.command,
+            date: whole.date,
+            seconds: whole.seconds,
+            seed: whole.seed,
+            pairs: whole.pairs,
+            quick: whole.quick,
+            file_mib: 256,
+            image_bytes: vec![1 << 28, 1 << 27, 1 << 27, 1 << 27],
+            machine: whole.machine,
+            tools: whole.tools,
+            kernel: whole.kernels[1].clone(),
+            device: guest.device,
+            qemu: guest.qemu[0].clone(),
+            kvm: guest.kvm,
+        };
+        let mut samples = Vec::new();
+        let mut instructions = Vec::new();
+        for workload in ["fio/x", "fio/<b>a|b"] {
+            for (at, contender) in (0_u32..).zip(Contender::ALL) {
+                for pair in 0..5 {
+                    let drift = 1.0 + f64::from(pair * 7 % 5) / 50.0;
+                    let mut one = sample(contender, pair, 1e5 * drift * f64::from(10 + at));
+                    one.workload = workload.to_owned();
+                    samples.push(one);
+                }
+                instructions.push(Instructions {
+                    workload: workload.to_owned(),
+                    contender,
+                    ops: 100,
+                    kernel: 15_000.0 + f64::from(at) * 1e3,
+                    programs: 2_000.0,
+                    functions: Vec::new(),
+                });
+            }
+        }
+        Results::new(samples, instructions, provenance, true)
+    }
 
     fn sample(contender: Contender, pair: u32, lat_mean_ns: f64) -> Sample {
         Sample {

@@ -6,7 +6,7 @@ use super::groups::{
     OBD,
     OBD_DEBUG, //
 };
-use super::obd::LONG;
+
 use super::obd_rw::{
     again,
     place, //
@@ -130,13 +130,13 @@ pub(super) fn short(f: &mut Fixture) -> Result<()> {
 fn churn(f: &mut Fixture, time: Duration, ops: u32) -> Result<()> {
     let end = Instant::now() + time;
     let begin = place(f)? + BEGIN;
-    f.guest.sh(&begin, LONG)?;
+    f.long(&begin)?;
     let again = again(f)?;
     let (mut round, mut warm, mut left) = (0, 0, 0);
     while round < WARM || Instant::now() < end {
         round += 1;
         let script = format!("{again}round={round} ops={ops}\n{ROUND}");
-        let text = f.guest.sh(&script, LONG)?;
+        let text = f.long(&script)?;
         let last = text.lines().last().unwrap_or_default();
         left = last
             .parse::<u64>()
@@ -145,7 +145,7 @@ fn churn(f: &mut Fixture, time: Duration, ops: u32) -> Result<()> {
             warm = left;
         }
     }
-    f.guest.sh(&(again + END), LONG)?;
+    f.long(&(again + END))?;
     println!("# {round} rounds, {left} KiB of memory left, {warm} after {WARM}");
     check(left + MEMORY_SLACK >= warm, || {
         format!("{left} KiB of memory are left after {round} rounds, {warm} were after {WARM}")

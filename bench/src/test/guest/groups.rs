@@ -3,6 +3,7 @@
 
 use super::stack::{
     boots,
+    checks_memory,
     fio_verify,
     kunit,
     truncate_against_readers, //
@@ -345,6 +346,7 @@ pub(super) const OBD_DEBUG: Group = Group {
         ("devices", obd::devices),
         ("drive-by-failing-lbio", obd::drive_by_failing_lbio),
         ("stacked", obd::stacked),
+        ("device-mapper", obd::device_mapper),
         ("exchange", obd::exchange),
         ("detach-under-load", obd::detach_under_load),
         ("writable-model", obd_writable::model),
@@ -356,6 +358,72 @@ pub(super) const OBD_DEBUG: Group = Group {
         ("unload", obd::unload),
     ],
     ..OBD
+};
+
+/// Every access to memory is checked: what keeps buffers and what races.
+pub(super) const OBD_KASAN: Group = Group {
+    name: "kasan/obd",
+    variant: Variant::Kasan,
+    cases: &[
+        ("boots", boots),
+        ("checks-memory", checks_memory),
+        ("file-system", obd::file_system),
+        ("fixtures", obd::fixtures),
+        ("parts", obd::parts),
+        ("direct-reads", obd::direct_reads),
+        ("nested", obd::nested),
+        ("devices", obd::devices),
+        ("drive-by-failing-lbio", obd::drive_by_failing_lbio),
+        ("many", obd::many),
+        ("stacked", obd::stacked),
+        ("device-mapper", obd::device_mapper),
+        ("damaged-block", obd::damaged_block),
+        ("configuration", obd::configuration),
+        ("exchange", obd::exchange),
+        ("detach-under-load", obd::detach_under_load),
+        ("writable-model", obd_writable::model),
+        ("writable-verified", obd_writable::verified),
+        ("writable-flushes", obd_writable::flushes),
+        ("writable-writers-die", obd_writable::writers_die),
+        ("writable-detach", obd_writable::detach),
+        ("writable-hostile", obd_writable::hostile),
+        ("unload", obd::unload),
+    ],
+    ..OBD
+};
+
+/// LBIO's readers and writers against everything that changes what they work on.
+pub(super) const LBIO_KASAN: Group = Group {
+    name: "kasan/lbio",
+    variant: Variant::Kasan,
+    cases: &[
+        ("boots", boots),
+        ("checks-memory", checks_memory),
+        ("truncate-against-readers", truncate_against_readers),
+        ("changes-against-readers", lbio::changes_against_readers),
+        ("changes-against-faults", lbio::changes_against_faults),
+        ("errors-are-read-again", lbio::errors_are_read_again),
+        ("lost-commands-reset", lbio::lost_commands_reset),
+        ("cpu-hotplug-under-load", lbio::cpu_hotplug_under_load),
+        ("reset-under-load", lbio::reset_under_load),
+        ("removal-under-load", lbio::removal_under_load),
+        ("raw-killed", lbio_raw::killed),
+        ("raw-reset-under-load", lbio_raw::reset_under_load),
+        ("raw-removal-under-load", lbio_raw::removal_under_load),
+        (
+            "write-changes-against-writers",
+            lbio_write::changes_against_writers,
+        ),
+        ("write-reset-under-load", lbio_write::reset_under_load),
+        ("write-removal-under-load", lbio_write::removal_under_load),
+    ],
+    ..LBIO
+};
+
+pub(super) const LBIO_POLLED_KASAN: Group = Group {
+    name: "kasan/lbio-polled",
+    lbio: Lbio::Polled,
+    ..LBIO_KASAN
 };
 
 /// A kernel without the driver: the fallback has to do.

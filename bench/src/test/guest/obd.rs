@@ -16,10 +16,6 @@ use serde_json::Value;
 use std::fmt::Write;
 use std::fs;
 use std::path::PathBuf;
-use std::time::Duration;
-
-/// All fixtures, one after another, on a slow machine with checks in the kernel.
-pub(super) const LONG: Duration = Duration::from_secs(600);
 
 /// Images beyond this are read in parts.
 const WHOLE_BYTES: u64 = 512 << 20;
@@ -207,7 +203,7 @@ pub(super) fn fixtures(f: &mut Fixture) -> Result<()> {
     check(images.len() >= 130 && whole >= 60, || {
         format!("{} images, {whole} of them whole", images.len())
     })?;
-    f.guest.sh(&script, LONG).map(drop)
+    f.long(&script).map(drop)
 }
 
 /// Images that are read where the manifest says what is there.
@@ -235,7 +231,7 @@ pub(super) fn parts(f: &mut Fixture) -> Result<()> {
         script += "$obd detach $dev\n";
     }
     check(count > 0, || "no reads in the manifest".to_owned())?;
-    f.guest.sh(&script, LONG).map(drop)
+    f.long(&script).map(drop)
 }
 
 /// A file system in an image: every file is what it was, and while it is mounted
@@ -276,7 +272,7 @@ pub(super) fn direct_reads(f: &mut Fixture) -> Result<()> {
                cmp -n 32768 -i 3584:0 $raw /run/got
                $obd detach $dev
            done";
-    f.guest.sh(&script, LONG).map(drop)
+    f.long(&script).map(drop)
 }
 
 /// Who waits for a read decodes it: no worker is handed one, and with the blob
@@ -315,7 +311,7 @@ pub(super) fn submitters(f: &mut Fixture) -> Result<()> {
            done
            read_all
            $obd detach s; rm $raw $raw.layer /run/got";
-    f.guest.sh(&script, LONG).map(drop)
+    f.long(&script).map(drop)
 }
 
 /// Files read past the page cache by who waits for them, from a file system on a disk
@@ -360,7 +356,7 @@ pub(super) fn nested(f: &mut Fixture) -> Result<()> {
            cmp $exports/a-l07-lz4-4k.layer /run/got; [ $(direct) -gt 0 ]
            $obd detach n $lower
            cd /; umount /mnt/blobs";
-    f.guest.sh(&script, LONG).map(drop)
+    f.long(&script).map(drop)
 }
 
 /// Blobs on block devices, which are read past the page cache, in whole blocks that
@@ -418,7 +414,7 @@ pub(super) fn devices(f: &mut Fixture) -> Result<()> {
                cmp $exports/$layer.layer /run/got; [ $(stat direct) -gt 0 ]
                $obd detach s; losetup --detach $loop
            done";
-    f.guest.sh(&script, LONG).map(drop)
+    f.long(&script).map(drop)
 }
 
 /// A blob on a drive that LBIO reads: into pages of LBIO's, and decoded from there.
@@ -444,7 +440,7 @@ fn by_lbio(f: &mut Fixture, failing: bool) -> Result<()> {
            dev=$($obd list | awk '$1 == \"l\" { print $2 }')\n";
     let during = |f: &mut Fixture, script: &str| {
         let script = prologue.clone() + script;
-        f.lbio_during("raw", |f| f.guest.sh(&script, LONG).map(drop))
+        f.lbio_during("raw", |f| f.long(&script).map(drop))
     };
     let off = during(
         f,
@@ -460,7 +456,7 @@ fn by_lbio(f: &mut Fixture, failing: bool) -> Result<()> {
     check(on > 400, || format!("{on} reads by LBIO"))?;
     if failing {
         let script = prologue.clone() + "compare; at_random; compare";
-        let failed = f.lbio_failing("lbio_fail", 3, |f| f.guest.sh(&script, LONG).map(drop))?;
+        let failed = f.lbio_failing("lbio_fail", 3, |f| f.long(&script).map(drop))?;
         check(failed > 100, || format!("{failed} reads failed"))?;
     }
     during(
@@ -504,7 +500,7 @@ pub(super) fn many(f: &mut Fixture) -> Result<()> {
                < /run/devices
            $obd detach $(cut -d ' ' -f 1 /run/devices)
            [ $($obd list | wc -l) = 0 ]";
-    f.guest.sh(&script, LONG).map(drop)
+    f.long(&script).map(drop)
 }
 
 /// A zfile's device under an image's, as the layers were stacked before there was
@@ -533,7 +529,75 @@ pub(super) fn stacked(f: &mut Fixture) -> Result<()> {
            dmsetup resume t; wait $reader
            for i in $(seq 100); do dmsetup remove t 2>/dev/null && break; sleep 0.1; done
            $obd detach $lower";
-    f.guest.sh(&script, LONG).map(drop)
+    f.long(&script).map(drop)
+}
+
+/// Under dm-verity every block is what it was when its tree was made, or an error:
+/// where the image differs, where it cannot be read, and where the tree differs.
+/// dm-snapshot keeps what is written, and the disk below stays as it is. Both hold the
+/// disk. A blob may be on dm-verity's device, too.
+pub(super) fn device_mapper(f: &mut Fixture) -> Result<()> {
+    let script = prologue(f.obd()?)
+        + "drop() { echo 3 > /proc/sys/vm/drop_caches; }
+           tree() {
+               blocks=$(($(stat -c %s $raw) / 4096)); rm -f /run/tree
+               root=$(veritysetup format --no-superblock --salt=- $raw /run/tree |
+                   sed -n 's/^Root hash:[[:space:]]*//p'); }
+           verity() {
+               hashes=$(losetup --find --show --read-only /run/tree)
+               echo 0 $((blocks * 8)) verity 1 $1 $hashes 4096 4096 $blocks 0 sha256 $root - |
+                   dmsetup create --readonly v; }
+           over() {
+               dev=$($attach $1.layer); verity $dev
+               no $obd detach $dev 2>/run/why; grep -q 'resource busy' /run/why; }
+           away() { dmsetup remove v; losetup --detach $hashes; $obd detach $dev; }
+           # Which blocks give an error, as dd counts them; the rest has to be right.
+           bad() {
+               dd if=/dev/mapper/v iflag=direct bs=$1 conv=noerror,sync of=/run/got 2>/run/why || :
+               awk -F '[+ ]' '/Input\\/output error/ { bad = 1 }
+                   bad && /records in/ { print $1 + $2; bad = 0 }' /run/why > /run/bad
+               cmp -l /run/got $raw | awk '{ print int(($1 - 1) / '$1') }' | uniq |
+                   no grep -vxFf /run/bad >&2
+               tr '\\n' ' ' < /run/bad; }
+           check() {
+               raw=$exports/$1.layer; tree; over $1; cmp $raw /dev/mapper/v
+               [ -z \"$(bad 16384)\" ]; away
+               over $2; [ \"$(bad 4096)\" = \"$3 \" ]; away; }
+           check a-c00-base-plain a-c39-ls-data 16
+           check a-c00-base-committed a-c28-lz-data-block '32 50 51'
+           raw=$exports/a-l07-lz4-4k.layer; tree
+           dd if=/dev/zero of=/run/tree bs=4k seek=2 count=1 conv=notrunc 2>/dev/null
+           over a-l07-lz4-4k; [ \"$(bad 131072)\" = '4 5 6 7 ' ]; away
+
+           raw=/run/blob; cp a-l07-lz4-4k.layer $raw; truncate -s %4096 $raw; tree
+           blob=$(losetup --find --show --read-only $raw); verity $blob
+           dev=$($attach /dev/mapper/v); no dmsetup remove v 2>/dev/null
+           cmp $exports/a-l07-lz4-4k.layer $dev; drop
+           dd if=$dev iflag=direct bs=4k of=/run/got 2>/dev/null
+           cmp $exports/a-l07-lz4-4k.layer /run/got
+           $obd detach $dev; dmsetup remove v; losetup --detach $hashes $blob
+
+           raw=$exports/a-ext4-0.layer+a-ext4-1.layer+a-ext4-2.layer
+           dev=$($attach a-ext4-0.layer a-ext4-1.layer a-ext4-2.layer)
+           truncate -s 32M /run/cow; cow=$(losetup --find --show /run/cow)
+           echo 0 $(cat /sys/class/block/${dev#/dev/}/size) snapshot $dev $cow N 8 |
+               dmsetup create s
+           no $obd detach $dev 2>/run/why; grep -q 'resource busy' /run/why
+           awk -F '\\t' '$2 == \"file\" && $6 > 0 { print $8 \"  \" $1 }' a-ext4-2.files.tsv |
+               head -n 20 > /run/sums
+           gone=$(head -n 1 /run/sums | cut -c 67-); sed -i 1d /run/sums
+           mkdir -p /mnt/fs; mount -t ext4 /dev/mapper/s /mnt/fs
+           rm \"/mnt/fs/$gone\"
+           dd if=/dev/urandom of=/mnt/fs/new bs=64k count=16 2>/dev/null
+           sum=$(sha256sum < /mnt/fs/new); umount /mnt/fs; drop
+           mount -t ext4 -o ro /dev/mapper/s /mnt/fs
+           [ \"$(sha256sum < /mnt/fs/new)\" = \"$sum\" ]; no test -e \"/mnt/fs/$gone\"
+           (cd /mnt/fs && sha256sum --quiet --strict -c /run/sums)
+           umount /mnt/fs
+           dmsetup status s | awk '{ split($4, used, \"/\"); exit !(used[1] >= 2048) }'
+           [ $(cat /sys/block/${dev#/dev/}/ro) = 1 ]; drop; cmp -n $(stat -c %s $raw) $raw $dev
+           dmsetup remove s; losetup --detach $cow; $obd detach $dev; rm /run/cow /run/blob";
+    f.long(&script).map(drop)
 }
 
 /// Devices that are taken away from their readers, who get errors and end; without
@@ -562,7 +626,7 @@ pub(super) fn detach_under_load(f: &mut Fixture) -> Result<()> {
                wait $! || :
            done
            rmdir $dir";
-    f.guest.sh(&script, LONG).map(drop)
+    f.long(&script).map(drop)
 }
 
 /// Layers that are exchanged for their merge, and back, under readers of all kinds, who
@@ -618,7 +682,7 @@ pub(super) fn exchange(f: &mut Fixture) -> Result<()> {
            dev=$($obd attach --name x --zfile a-l07-lz4-4k.layer)
            no eval 'echo 0 1 $own-0.layer > $dir/exchange' 2>/dev/null
            $obd detach x";
-    f.guest.sh(&script, LONG).map(drop)
+    f.long(&script).map(drop)
 }
 
 /// The module leaves when its last device does, and comes back.
@@ -652,6 +716,8 @@ pub(super) fn tool(f: &mut Fixture) -> Result<()> {
            $obd attach /run/config.v1.json 2>/dev/null || code=$?; [ $code = 1 ]
            grep -q '^failed:.*a-c23-lz-trl.layer' /run/result
            [ -z \"$($obd list)\" ]
+           $obd attach --name c a-l07-lz4-4k.layer > /dev/null
+           [ \"$($obd --json detach c)\" = '{\"name\":\"c\"}' ]
            code=0; $obd detach c 2>/dev/null || code=$?; [ $code = 2 ]
            code=0; $obd attach /nonexistent 2>/dev/null || code=$?; [ $code = 3 ]";
     f.sh(&script).map(drop)

@@ -2,10 +2,7 @@
 //! Read-write disks: the driver and the writer together.
 
 use super::Fixture;
-use super::obd::{
-    LONG,
-    prologue, //
-};
+use super::obd::prologue;
 use crate::error::Result;
 
 /// A file system for the writer's files.
@@ -74,7 +71,7 @@ pub(super) fn cycle(f: &mut Fixture) -> Result<()> {
            dev=$($obd attach --name r large/image.json); mount -t ext4 -o ro $dev /mnt/fs
            (cd /mnt/fs; sha256sum --quiet --strict -c /run/sums); umount /mnt/fs; $obd detach r
            rm -r large; leave";
-    f.guest.sh(&script, LONG).map(drop)
+    f.long(&script).map(drop)
 }
 
 /// The writer is killed while somebody writes and syncs, again and again; the next one
@@ -101,7 +98,7 @@ pub(super) fn killed_writer(f: &mut Fixture) -> Result<()> {
            fio --name=w --filename=$dev --readonly --size=24m --bs=4k --rw=read \
                --ioengine=psync --verify=crc32c --verify_fatal=1 --minimal > /run/fio
            $obd detach r; leave";
-    f.guest.sh(&script, LONG).map(drop)
+    f.long(&script).map(drop)
 }
 
 /// Where there is no room for layers, syncs fail and say why; what was written is
@@ -123,7 +120,7 @@ pub(super) fn no_room(f: &mut Fixture) -> Result<()> {
            $obd detach w
            dev=$($obd attach --name r disk/image.json); cmp -n 4000000 /run/data $dev >&2
            $obd detach r; rm /run/data; cd ..; umount small; leave";
-    f.guest.sh(&script, LONG).map(drop)
+    f.long(&script).map(drop)
 }
 
 /// When layers are made, what becomes of flushes, and of a disk whose writer is gone, is as
@@ -163,5 +160,5 @@ pub(super) fn options(f: &mut Fixture) -> Result<()> {
            $obd detach --force w; no test -e $dev
            dev=$($obd attach --name r disk/image.json); sum $dev | cmp - /run/before; $obd detach r
            leave";
-    f.guest.sh(&script, LONG).map(drop)
+    f.long(&script).map(drop)
 }

@@ -3,10 +3,7 @@
 //! through ublk. What is read is compared as for the driver, see [`super::obd`].
 
 use super::Fixture;
-use super::obd::{
-    LONG,
-    prologue, //
-};
+use super::obd::prologue;
 use crate::error::Result;
 
 /// Waits until there is no ublk device left, nor anything written of one.
@@ -58,7 +55,7 @@ pub(super) fn parallel_reads(f: &mut Fixture) -> Result<()> {
            $obd detach $(cut -d ' ' -f 1 /run/devices)
            gone
            rm -f /run/raw /run/raw.layer";
-    f.guest.sh(&script, LONG).map(drop)
+    f.long(&script).map(drop)
 }
 
 /// A damaged block costs who reads it an error, and the kernel's log a line that
@@ -161,7 +158,7 @@ pub(super) fn detach_under_load(f: &mut Fixture) -> Result<()> {
                for pid in $pids; do wait $pid; done; exec 3<&-
            done
            gone; [ -z \"$($obd list)\" ]";
-    f.guest.sh(&script, LONG).map(drop)
+    f.long(&script).map(drop)
 }
 
 /// A server that is killed takes its disk with it, and its readers get errors and
@@ -185,5 +182,5 @@ pub(super) fn killed_server(f: &mut Fixture) -> Result<()> {
                $obd detach $name; gone
            done
            [ -z \"$($obd list)\" ]";
-    f.guest.sh(&script, LONG).map(drop)
+    f.long(&script).map(drop)
 }

@@ -38,7 +38,7 @@ rm -rf $layers
 
 fn script(f: &mut Fixture, cases: &str) -> Result<()> {
     let script = obd::prologue(f.obd()?) + DISK + CLEAN + cases;
-    f.guest.sh(&script, obd::LONG).map(drop)
+    f.long(&script).map(drop)
 }
 
 /// Writes, discards and zeros of any sectors, in memory, frozen and in layers, against

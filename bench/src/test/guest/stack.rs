@@ -15,6 +15,12 @@ pub(super) fn boots(f: &mut Fixture) -> Result<()> {
     check(release.starts_with("7.3."), || release.clone())
 }
 
+/// A kernel without it would find nothing and pass.
+pub(super) fn checks_memory(f: &mut Fixture) -> Result<()> {
+    f.sh("dmesg | grep -q 'KernelAddressSanitizer initialized'")
+        .map(drop)
+}
+
 pub(super) fn off_by_default(f: &mut Fixture) -> Result<()> {
     let enabled = f.sh("cat /sys/kernel/aios/enabled")?;
     check(enabled.trim() == "0", || format!("enabled is {enabled:?}"))?;
