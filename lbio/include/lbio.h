@@ -21,8 +21,28 @@ u64 lbio_poll_learn(u64 state, u64 waited_ns, u64 max_ns);
 #define LBIO_CANCELLED		0xffff
 
 struct lbio_chunk_state;
+struct lbio_dev;
 struct lbio_queue;
 struct lbio_ring;
+
+/**
+ * struct lbio_ns - a namespace that LBIO may read
+ * @dev: its controller, or NULL if it is not to be read
+ * @nsid: its number
+ * @lba_shift: binary logarithm of its logical block size in bytes
+ * @sector_shift: the same in sectors
+ * @page_more: how many logical blocks follow the first of a page
+ *
+ * The driver sets, changes and withdraws it while the queue is frozen. Whoever
+ * holds a reference to the queue's usage counter may therefore use it.
+ */
+struct lbio_ns {
+	struct lbio_dev *dev;
+	u32 nsid;
+	u8 lba_shift;
+	u8 sector_shift;
+	u8 page_more;
+};
 
 struct lbio_ring *lbio_ring_new(void *sqes, void *cqes, void *lists,
 				u64 lists_dma, u16 depth);
@@ -35,7 +55,7 @@ s32 lbio_ring_alloc(struct lbio_ring *ring);
 s32 lbio_ring_write(struct lbio_ring *ring, u16 slot, u64 token, u32 nsid,
 		    u64 slba, u32 blocks, const u64 *pages, u32 nr, bool fua);
 s64 lbio_ring_read_page(struct lbio_ring *ring, struct lbio_chunk_state *chunk,
-			u64 frame, u32 nsid, u64 slba, u32 blocks);
+			u64 dma, const struct lbio_ns *ns, u64 sector);
 s32 lbio_ring_reap(struct lbio_ring *ring, struct lbio_queue *queue);
 s32 lbio_ring_take(struct lbio_ring *ring, u16 slot);
 bool lbio_ring_sleep(struct lbio_ring *ring, u16 slot, u64 token);
@@ -51,7 +71,6 @@ void lbio_stray(struct lbio_queue *queue, u16 sq_id, u16 cid, u16 status);
 struct lbio_chunk_state {
 	u8 pages;
 	u8 taken;
-	bool retired;
 	u32 flying;
 };
 

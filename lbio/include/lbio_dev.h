@@ -8,6 +8,7 @@
 
 #include <linux/aios.h>
 #include <linux/atomic.h>
+#include <linux/blk_types.h>
 #include <linux/cpumask.h>
 #include <linux/err.h>
 #include <linux/fs.h>
@@ -47,20 +48,14 @@ struct lbio_dev_ops {
 	void (*timeout)(struct lbio_dev *dev, void *priv);
 };
 
-/**
- * struct lbio_ns - a namespace that LBIO may read
- * @dev: its controller, or NULL if it is not to be read
- * @nsid: its number
- * @lba_shift: binary logarithm of its logical block size in bytes
- *
- * The driver sets, changes and withdraws it while the queue is frozen. Whoever
- * holds a reference to the queue's usage counter may therefore use it.
- */
-struct lbio_ns {
-	struct lbio_dev *dev;
-	u32 nsid;
-	u8 lba_shift;
-};
+/* Describes a namespace; one that nothing of this fits has no @dev. */
+static inline void lbio_ns_set(struct lbio_ns *ns, u32 nsid, u8 lba_shift)
+{
+	ns->nsid = nsid;
+	ns->lba_shift = lba_shift;
+	ns->sector_shift = lba_shift - SECTOR_SHIFT;
+	ns->page_more = (PAGE_SIZE >> lba_shift) - 1;
+}
 
 /**
  * struct lbio_extent - where pages of a file are

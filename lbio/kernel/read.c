@@ -264,9 +264,10 @@ static __always_inline bool lbio_start(struct lbio_io *io,
 {
 	sector_t sector = extent->sector + io->bdev->bd_start_sect;
 
-	if (unlikely(!extent->quiet || nr > 1 ||
-		     !lbio_submit_page(io, ns, sector)))
+	if (unlikely(!extent->quiet || nr > 1))
 		return lbio_start_any(io, ns, extent, mapping, index, nr);
+	if (unlikely(!lbio_submit_page(io, ns, sector)))
+		return lbio_start_any(io, ns, extent, mapping, index, 1);
 	folio_get(lbio_folio(io, 0));
 	lbio_insert_page(io, mapping, index, 0);
 	lbio_validate(io, extent, mapping, index);

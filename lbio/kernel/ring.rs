@@ -22,7 +22,8 @@ use kernel::sync::barrier::{
 use lbio_core::chunk::Chunk;
 use lbio_core::nvme::{
     Cqe,
-    Sqe, //
+    Sqe,
+    PAGE_SIZE, //
 };
 use lbio_core::prp::{
     self,
@@ -41,7 +42,8 @@ use lbio_core::slots::{
     MAX_SLOTS, //
 };
 
-/// One queue pair.
+/// One queue pair. In this order, so that what every command takes first is at its
+/// address.
 ///
 /// # Invariants
 ///
@@ -49,7 +51,9 @@ use lbio_core::slots::{
 ///   `lists` to a list for each slot, all of which live as long as the ring.
 /// - `submission` and `completion` were made for `depth` entries, and `slots`
 ///   has fewer slots than that.
+#[repr(C)]
 struct Ring {
+    slots: Slots,
     sqes: *mut Sqe,
     cqes: *mut u8,
     lists: *mut List,
@@ -57,7 +61,6 @@ struct Ring {
     depth: u16,
     submission: UnsafeCell<Submission>,
     completion: UnsafeCell<Completion>,
-    slots: Slots,
 }
 
 /// The completion queue's memory.
@@ -106,6 +109,7 @@ pub unsafe extern "C" fn lbio_ring_new(
     }
     // INVARIANT: The caller promises the memory; slots are one fewer than `depth`.
     let ring = Ring {
+        slots: Slots::new(usize::from(depth) - 1),
         sqes: sqes.cast(),
         cqes: cqes.cast(),
         lists: lists.cast(),
@@ -113,7 +117,6 @@ pub unsafe extern "C" fn lbio_ring_new(
         depth,
         submission: UnsafeCell::new(Submission::new(depth)),
         completion: UnsafeCell::new(Completion::new(depth, 0)),
-        slots: Slots::new(usize::from(depth) - 1),
     };
     match KBox::new(ring, GFP_KERNEL) {
         Ok(ring) => KBox::into_raw(ring).cast(),
@@ -155,6 +158,8 @@ pub unsafe extern "C" fn lbio_ring_reset(ring: *mut bindings::lbio_ring, sq_id: 
     let ring = unsafe { &*ring.cast::<Ring>() };
     // SAFETY: By the type invariant and the caller's promise.
     unsafe {
+        // What `push` relies on; that of completions is their phase tag.
+        ptr::write_bytes(ring.sqes, 0, usize::from(ring.depth));
         ptr::write_bytes(ring.cqes, 0, usize::from(ring.depth) * Cqe::SIZE);
         *ring.submission.get() = Submission::new(ring.depth);
         *ring.completion.get() = Completion::new(ring.depth, sq_id);
@@ -172,14 +177,18 @@ impl Ring {
     #[inline(always)]
     unsafe fn push(&self, sqe: Sqe) -> u16 {
         // SAFETY: By the caller's promise nobody else uses this half.
-        let (at, tail) = unsafe { &mut *self.submission.get() }.push();
-        // SAFETY: By the type invariant; `at` is below `depth`, and the controller
-        // has fetched what was there, as there are fewer slots than entries. It
-        // does not look before the doorbell is written.
-        unsafe {
-            ptr::write(self.sqes.add(usize::from(at)), sqe);
+        let submission = unsafe { &mut *self.submission.get() };
+        let at = usize::from(submission.tail());
+        // SAFETY: By the type invariant; `at` is below `depth`.
+        let words = unsafe { self.sqes.add(at) }.cast::<u64>();
+        // The others are zero since the reset, and never anything else.
+        for index in Sqe::VARYING {
+            // SAFETY: An entry has eight words, and the controller has fetched what
+            // was there, as there are fewer slots than entries. It does not look
+            // before the doorbell is written.
+            unsafe { ptr::write(words.add(index), sqe.words()[index]) };
         }
-        tail
+        submission.advance()
     }
 
     /// The list of `slot`, whose command is not in flight yet, and the bus address
@@ -200,9 +209,8 @@ impl Ring {
     }
 }
 
-/// Takes a page of `chunk`, whose first is page `frame` of the bus, and puts a read
-/// of the `blocks` logical blocks of that size from `slba` of namespace `nsid`
-/// into it into the submission queue.
+/// Takes a page of `chunk`, whose first is at bus address `dma`, and puts a read into
+/// it, from sector `sector` of `ns` on, into the submission queue.
 ///
 /// Returns the slot in bits 0..16, the value for the tail doorbell in bits 16..32
 /// and the index of the page from bit 32 on; -ENOMEM if the chunk has no page,
@@ -212,31 +220,35 @@ impl Ring {
 ///
 /// `ring` must be valid, and nobody else submitting to it. `chunk` must be
 /// initialised, nobody else taking pages or retiring it, and its pages mapped for
-/// the device until the command is complete.
+/// the device until the command is complete. `ns` must be valid, and nobody changing
+/// it; its logical blocks are of a sector's size up to a page's.
 #[export]
 pub unsafe extern "C" fn lbio_ring_read_page(
     ring: *mut bindings::lbio_ring,
     chunk: *mut bindings::lbio_chunk_state,
-    frame: u64,
-    nsid: u32,
-    slba: u64,
-    blocks: u32,
+    dma: u64,
+    ns: *const bindings::lbio_ns,
+    sector: u64,
 ) -> i64 {
     // SAFETY: By the caller's promise.
     let ring = unsafe { &*ring.cast::<Ring>() };
+    // SAFETY: By the caller's promise.
+    let ns = unsafe { &*ns };
     // SAFETY: By the caller's promise.
     let chunk = unsafe { &*chunk.cast::<Chunk>() };
     let Some(page) = chunk.next() else {
         return i64::from(ENOMEM.to_errno());
     };
-    let prp = prp::page(frame.wrapping_add(u64::from(page.index())));
     let Some(slot) = ring.slots.alloc() else {
         return i64::from(EBUSY.to_errno());
     };
     let index = page.index();
     page.take();
+    let prp = prp::page((dma / PAGE_SIZE).wrapping_add(u64::from(index)));
+    let slba = sector.wrapping_shr(u32::from(ns.sector_shift));
+    let blocks = u32::from(ns.page_more) + 1;
     // SAFETY: By the caller's promise; the slot is new.
-    let tail = unsafe { ring.push(Sqe::read(slot, nsid, slba, blocks, prp)) };
+    let tail = unsafe { ring.push(Sqe::read(slot, ns.nsid, slba, blocks, prp)) };
     i64::from(slot) | i64::from(tail) << 16 | i64::from(index) << 32
 }
 

@@ -270,16 +270,13 @@ static __always_inline bool lbio_submit_page(struct lbio_io *io,
 	struct lbio_queue *queue = io->queue;
 	struct lbio_chunk *chunk;
 	s64 entry = -ENOMEM;
-	unsigned int shift;
 
 	spin_lock(&queue->sq_lock);
 	chunk = queue->chunk;
 	if (unlikely(!queue->live || !chunk || !lbio_may_use(chunk->pages[0])))
 		goto unlock;
-	shift = ns->lba_shift - SECTOR_SHIFT;
-	entry = lbio_ring_read_page(queue->ring, &chunk->state,
-				    chunk->dma >> PAGE_SHIFT, ns->nsid,
-				    sector >> shift, PAGE_SECTORS >> shift);
+	entry = lbio_ring_read_page(queue->ring, &chunk->state, chunk->dma, ns,
+				    sector);
 	if (unlikely(entry < 0))
 		goto unlock;
 	queue->sq_doorbell(queue->hw, entry >> 16);

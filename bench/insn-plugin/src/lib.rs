@@ -31,9 +31,11 @@
 //!
 //! Waiting loops live in functions of their own, known by their names'
 //! prefixes. Their instructions, and those of the functions they call, are
-//! *spin* and no part of any phase. When a loop is left without an interrupt,
-//! what follows is *after* (the loop saw the completion) unless the CPU halts
-//! for it all the same (the loop gave up); then it is *device*.
+//! *spin* and no part of any phase, but for what ends a completion
+//! (`lbio_end_*`): that is *after*, though a loop that polls calls it. When a
+//! loop is left without an interrupt, what follows is *after* (the loop saw the
+//! completion) unless the CPU halts for it all the same (the loop gave up); then
+//! it is *device*.
 //!
 //! With `count=all` all of this is ignored: every instruction of the window counts,
 //! of programs and of the kernel, idle task and timer interrupts included, and `out`

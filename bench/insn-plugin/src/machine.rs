@@ -403,6 +403,12 @@ impl Op {
             self.phases[Phase::Spin as usize].add(block.symbol, insns);
             return;
         }
+        if traits.has(Traits::ENDS) && self.waiting == Loop::Left {
+            // The loop found a completion, and has it ended before it looks again.
+            self.left.drain_into(&mut self.phases[Phase::Spin as usize]);
+            self.doubtful = false;
+            self.leave_loop();
+        }
         self.halted = traits.has(Traits::HALT);
         if self.waiting == Loop::No {
             let phase = self.phase();
@@ -700,6 +706,48 @@ mod tests {
         interrupt(&mut machine);
         machine.op_end();
         assert_eq!(phases(&machine), [7, 3 + 61, 55, 6]);
+    }
+
+    #[test]
+    fn test_what_the_loop_has_ended_is_work_and_the_loop_goes_on() {
+        let ends = Traits::DRIVER | Traits::ENDS;
+        let mut machine = started(Some(1));
+        submit(&mut machine);
+        run(&mut machine, 1, 40, WORK);
+        run(&mut machine, 3, 6, Traits::SPIN | Traits::CALLED);
+        for _ in 0..2 {
+            // Looked, and found one.
+            run(&mut machine, 4, 8, Traits::DRIVER);
+            run(&mut machine, 8, 70, ends);
+            run(&mut machine, 1, 30, WORK);
+            run(&mut machine, 3, 6, Traits::SPIN);
+        }
+        // Looked in vain.
+        run(&mut machine, 4, 5, Traits::DRIVER);
+        run(&mut machine, 3, 6, Traits::SPIN);
+        run(&mut machine, 1, 50, WORK);
+        machine.op_end();
+        assert_eq!(
+            phases(&machine),
+            [7, 43, 2 * 100 + 50, 6 + 2 * (8 + 6) + 5 + 6]
+        );
+        assert_eq!(machine.totals().awake.clean, 1);
+    }
+
+    #[test]
+    fn test_what_an_interrupt_ends_is_work_as_ever() {
+        let mut machine = started(Some(1));
+        submit(&mut machine);
+        run(&mut machine, 3, 6, Traits::SPIN | Traits::CALLED);
+        run(&mut machine, 5, 20, Traits::DEVICE_IRQ);
+        run(&mut machine, 2, 30, Traits::DRIVER);
+        run(&mut machine, 8, 70, Traits::DRIVER | Traits::ENDS);
+        run(&mut machine, 6, 5, Traits::IRET);
+        run(&mut machine, 3, 6, Traits::SPIN);
+        run(&mut machine, 1, 50, WORK);
+        machine.op_end();
+        assert_eq!(phases(&machine), [7, 3, 125 + 50, 12]);
+        assert_eq!(machine.totals().awake.clean, 1);
     }
 
     #[test]

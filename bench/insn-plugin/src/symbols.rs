@@ -37,13 +37,18 @@ impl Traits {
     /// The block ends with `iret`.
     pub const IRET: Self = Self(1 << 8);
 
+    /// The block begins a function that ends what is complete: work, even if a
+    /// waiting loop calls it.
+    pub const ENDS: Self = Self(1 << 9);
+
     /// The traits that hold for the first block of a function only.
     pub const ENTRY: Self = Self(
         Self::CALLED.0
             | Self::DEVICE_IRQ.0
             | Self::FOREIGN_IRQ.0
             | Self::EXCEPTION.0
-            | Self::SWITCH.0,
+            | Self::SWITCH.0
+            | Self::ENDS.0,
     );
 
     /// Whether any of `other` is among these.
@@ -203,6 +208,9 @@ fn rank(kind: char, name: &str) -> (bool, bool, bool) {
     (!is_text(kind), mark, kind.is_ascii_lowercase())
 }
 
+/// How functions' names begin that end what is complete.
+const ENDS_PREFIX: &str = "lbio_end_";
+
 /// What the name of a function says.
 fn traits(name: &str, spin: &[String]) -> Traits {
     // In mangled Rust names the function's own name stands inside.
@@ -212,6 +220,9 @@ fn traits(name: &str, spin: &[String]) -> Traits {
     let mut traits = Traits::NONE;
     if spin.iter().any(|prefix| named(prefix)) {
         traits |= Traits::SPIN | Traits::CALLED;
+    }
+    if name.starts_with(ENDS_PREFIX) {
+        traits |= Traits::ENDS;
     }
     if name.starts_with("nvme_") || named("lbio_") {
         traits |= Traits::DRIVER;
@@ -242,6 +253,7 @@ ffffffff81000400 T __switch_to_asm
 ffffffff81000500 T _RNvCs12_4lbio12lbio_spin_cq
 ffffffff81000600 D some_data
 ffffffff81000700 t nvme_irq
+ffffffff81000800 T lbio_end_writes
 0000000000000000 A fixed_percpu_data
 ";
 
@@ -282,6 +294,9 @@ ffffffff81000700 t nvme_irq
         assert_eq!(of(0xffff_ffff_8100_0400), Traits::SWITCH);
         assert_eq!(of(0xffff_ffff_8100_0500), spin | Traits::DRIVER);
         assert_eq!(of(0xffff_ffff_8100_0700), Traits::DRIVER);
+        let ends = Traits::ENDS | Traits::DRIVER;
+        assert_eq!(of(0xffff_ffff_8100_0800), ends);
+        assert_eq!(ends.without(Traits::ENTRY), Traits::DRIVER);
         assert_eq!(of(0xffff_ffff_8100_0100), Traits::NONE);
     }
 

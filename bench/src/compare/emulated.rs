@@ -48,7 +48,7 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
-/// Memory of a guest in MiB: less than the drive holds.
+/// Memory of a guest in MiB unless told: less than the drive holds.
 pub(crate) const MEMORY_MIB: u32 = 512;
 /// The drive, in the guest.
 const DRIVE: &str = "/dev/nvme0n1";
@@ -66,6 +66,10 @@ pub(crate) struct Setup<'a> {
     pub(crate) image: &'a Image,
     /// Virtual processors.
     pub(crate) cpus: u32,
+    /// Memory in MiB.
+    pub(crate) memory_mib: u32,
+    /// Kernel command line of the async guest.
+    pub(crate) append: &'a [String],
     /// IOMMU mode.
     pub(crate) iommu: Iommu,
     /// What may run the guests.
@@ -267,7 +271,7 @@ fn boot_config(
         .ok_or_else(|| Error::new(format!("there is no kernel for {}", stack.name())))?;
     let mut config = BootConfig::new(kernel, stack.name(), &setup.logs);
     config.cpus = setup.cpus;
-    config.memory_mib = MEMORY_MIB;
+    config.memory_mib = setup.memory_mib;
     config.iommu = setup.iommu;
     config.accel = setup.accel;
     config.drives = vec![Drive::new(Backend::Nbd(drive))];
@@ -275,6 +279,7 @@ fn boot_config(
     if stack == Stack::Async {
         let queues = format!("nvme.lbio_queues={}", setup.cpus);
         config.append.push(queues);
+        config.append.extend_from_slice(setup.append);
     }
     Ok(config)
 }

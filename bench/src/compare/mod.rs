@@ -74,6 +74,9 @@ use workload::{
 enum Suite {
     /// The I/O stack: native, patched but off, and async.
     Stack,
+    /// The same, buffered reads only: 4 to 32 KiB at random by 1, 2 and 4 threads,
+    /// and what LBIO leaves alone: larger ones, and sequential ones.
+    Lbio,
     /// The driver of overlaybd images: against ublk, EROFS, squashfs and none.
     Obd,
 }
@@ -117,9 +120,15 @@ pub(crate) struct Args {
     /// IOMMU mode of the guest.
     #[arg(long, value_enum, default_value_t = Iommu::Lazy, conflicts_with = "host")]
     iommu: Iommu,
-    /// Virtual processors; more than the machine can run beside the drive add noise.
-    #[arg(long, value_name = "N", default_value_t = 1, conflicts_with = "host", value_parser = clap::value_parser!(u32).range(1..=16))]
-    cpus: u32,
+    /// Virtual processors; more than the machine can run beside the drive add noise [default: 1; 2 with `--suite lbio`].
+    #[arg(long, value_name = "N", conflicts_with = "host", value_parser = clap::value_parser!(u32).range(1..=16))]
+    cpus: Option<u32>,
+    /// Memory of a guest; the database has 667 MiB, fio's file 512.
+    #[arg(long, value_name = "MIB", conflicts_with_all = ["host", "virtual_time"], default_value_t = emulated::MEMORY_MIB, value_parser = clap::value_parser!(u32).range(128..=65_536))]
+    memory: u32,
+    /// Words for the kernel command line of the async guest; may be repeated.
+    #[arg(long, value_name = "WORDS", conflicts_with_all = ["host", "virtual_time"])]
+    append: Vec<String>,
     /// What may run the guests.
     #[arg(long, value_enum, default_value_t = Accel::Auto, conflicts_with = "host")]
     accel: Accel,
@@ -143,6 +152,22 @@ pub(crate) struct Args {
     kernel_patched: Option<PathBuf>,
 }
 
+impl Args {
+    /// Virtual processors of a guest.
+    fn cpus(&self) -> u32 {
+        let of_suite = if self.suite == Suite::Lbio { 2 } else { 1 };
+        self.cpus.unwrap_or(of_suite)
+    }
+
+    /// What is measured.
+    fn workloads(&self) -> Result<Vec<Workload>> {
+        match self.suite {
+            Suite::Lbio => workload::select_buffered(&self.only),
+            _ => workload::select(&self.only, self.quick),
+        }
+    }
+}
+
 /// Runs `aios compare`.
 pub(crate) fn run(ctx: &Context, args: &Args) -> Result<u8> {
     if args.virtual_time {
@@ -160,6 +185,9 @@ pub(crate) fn run(ctx: &Context, args: &Args) -> Result<u8> {
         );
     }
     if args.suite == Suite::Obd {
+        if args.memory != emulated::MEMORY_MIB || !args.append.is_empty() {
+            return Err(Error::new("--memory and --append are not for --suite obd"));
+        }
         return obd::run(
             ctx,
             &obd::Options {
@@ -173,7 +201,7 @@ pub(crate) fn run(ctx: &Context, args: &Args) -> Result<u8> {
                 seed: args.seed.unwrap_or_else(|| fastrand::u64(..)),
                 device: args.device,
                 iommu: args.iommu,
-                cpus: args.cpus,
+                cpus: args.cpus(),
                 accel: args.accel,
                 source: args.source.as_deref(),
             },
@@ -183,7 +211,7 @@ pub(crate) fn run(ctx: &Context, args: &Args) -> Result<u8> {
         return Err(Error::new("--instructions is for --suite obd")
             .hint("the stack's instructions are counted by `aios profile`"));
     }
-    let workloads = workload::select(&args.only, args.quick)?;
+    let workloads = args.workloads()?;
     if args.list {
         for workload in workloads {
             println!("{}", workload.name);
@@ -294,7 +322,9 @@ fn in_guests(
             (Flavour::Patched, kernels[1].0.clone()),
         ],
         image: &image,
-        cpus: args.cpus,
+        cpus: args.cpus(),
+        memory_mib: args.memory,
+        append: &args.append,
         iommu: args.iommu,
         accel: args.accel,
         logs: out.join("guest"),
@@ -317,8 +347,8 @@ fn in_guests(
     }
     provenance.guest = Some(GuestInfo {
         qemu: target.qemu_lines(),
-        cpus: args.cpus,
-        memory_mib: emulated::MEMORY_MIB,
+        cpus: args.cpus(),
+        memory_mib: args.memory,
         kvm: target.is_kvm(),
         iommu: args.iommu,
         device: calibration,
@@ -440,7 +470,9 @@ fn dry_run(ctx: &Context, args: &Args, workloads: &[Workload], plan: Plan) -> Re
         let setup = emulated::Setup {
             kernels,
             image: &image,
-            cpus: args.cpus,
+            cpus: args.cpus(),
+            memory_mib: args.memory,
+            append: &args.append,
             iommu: args.iommu,
             accel: args.accel,
             logs: PathBuf::from("OUT/guest"),
@@ -479,7 +511,8 @@ mod tests {
     #[test]
     fn test_args_defaults_are_the_documented_ones() {
         let args = parse("").unwrap();
-        assert_eq!((args.pairs, args.cpus), (5, 1));
+        assert_eq!((args.pairs, args.cpus()), (5, 1));
+        assert_eq!(args.memory, emulated::MEMORY_MIB);
         assert_eq!((args.device, args.iommu), (Model::Optane, Iommu::Lazy));
     }
 
@@ -494,6 +527,16 @@ mod tests {
         ] {
             assert!(parse(line).is_err(), "{line}");
         }
+    }
+
+    #[test]
+    fn test_args_suite_lbio_takes_two_processors_and_buffered_reads() {
+        let args = parse("--suite lbio --quick").unwrap();
+        assert_eq!((args.cpus(), args.workloads().unwrap().len()), (2, 15));
+        let args = parse("--suite lbio --cpus 4 --only randread-8k").unwrap();
+        assert_eq!((args.cpus(), args.workloads().unwrap().len()), (4, 3));
+        assert!(parse("--suite lbio --host /mnt").is_err());
+        assert!(parse("--memory 100").is_err());
     }
 
     #[test]

@@ -207,7 +207,7 @@ mod tests {
                 Launch::Db(_) => 1,
             })
             .collect();
-        assert_eq!(sizes, [15, 1, 1, 1]);
+        assert_eq!(sizes, [21, 1, 1, 1]);
     }
 
     #[test]

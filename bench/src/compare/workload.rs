@@ -64,6 +64,13 @@ impl Workload {
         }
     }
 
+    /// Whether it is one of reads through the page cache, without a database:
+    /// those that LBIO serves, and those that it leaves alone.
+    fn reads_buffered(&self) -> bool {
+        let buffered = |job: Job| job.mode == Mode::Buffered && !job.writes();
+        matches!(self.kind, Kind::Fio(job) if buffered(job))
+    }
+
     /// Whether it reads the filled database.
     pub(crate) fn needs_db(&self) -> bool {
         matches!(self.kind, Kind::Db(bench) if bench != Bench::FillSync)
@@ -90,10 +97,12 @@ pub(crate) fn catalogue() -> Vec<Workload> {
             threads,
         })));
     };
-    for threads in [1, 2, 4] {
-        fio(Access::RandRead, 4, Mode::Buffered, 1, threads);
+    for block_kib in [4, 8, 16, 32] {
+        for threads in [1, 2, 4] {
+            fio(Access::RandRead, block_kib, Mode::Buffered, 1, threads);
+        }
     }
-    for block_kib in [8, 16, 32, 64, 128] {
+    for block_kib in [64, 128] {
         fio(Access::RandRead, block_kib, Mode::Buffered, 1, 1);
     }
     fio(Access::RandRead, 4, Mode::Direct, 1, 1);
@@ -110,7 +119,17 @@ pub(crate) fn catalogue() -> Vec<Workload> {
 /// The workloads of the catalogue that `only` names (a name, a glob or a part
 /// of a name; any of several), or the quick ones, or all.
 pub(crate) fn select(only: &[String], quick: bool) -> Result<Vec<Workload>> {
-    let all = catalogue();
+    chosen(catalogue(), only, quick)
+}
+
+/// As [`select`], of the buffered reads only, all of which are quick.
+pub(crate) fn select_buffered(only: &[String]) -> Result<Vec<Workload>> {
+    let mut all = catalogue();
+    all.retain(Workload::reads_buffered);
+    chosen(all, only, false)
+}
+
+fn chosen(all: Vec<Workload>, only: &[String], quick: bool) -> Result<Vec<Workload>> {
     if only.is_empty() {
         return Ok(all
             .into_iter()
@@ -178,8 +197,14 @@ mod tests {
                 "fio/randread-4k-buffered-t2",
                 "fio/randread-4k-buffered-t4",
                 "fio/randread-8k-buffered-qd1",
+                "fio/randread-8k-buffered-t2",
+                "fio/randread-8k-buffered-t4",
                 "fio/randread-16k-buffered-qd1",
+                "fio/randread-16k-buffered-t2",
+                "fio/randread-16k-buffered-t4",
                 "fio/randread-32k-buffered-qd1",
+                "fio/randread-32k-buffered-t2",
+                "fio/randread-32k-buffered-t4",
                 "fio/randread-64k-buffered-qd1",
                 "fio/randread-128k-buffered-qd1",
                 "fio/randread-4k-direct-qd1",
@@ -194,6 +219,24 @@ mod tests {
                 "db/readwhilewriting",
             ]
         );
+    }
+
+    #[test]
+    fn test_select_buffered_returns_every_size_and_number_of_threads() {
+        let found = select_buffered(&[]).unwrap();
+        let names: Vec<&str> = found.iter().map(|one| one.name.as_str()).collect();
+        for size in [4, 8, 16, 32] {
+            for width in ["qd1", "t2", "t4"] {
+                let name = format!("fio/randread-{size}k-buffered-{width}");
+                assert!(names.contains(&name.as_str()), "{name}");
+            }
+        }
+        for name in ["randread-64k", "randread-128k", "seqread-128k"] {
+            let name = format!("fio/{name}-buffered-qd1");
+            assert!(names.contains(&name.as_str()), "{name}");
+        }
+        assert_eq!(names.len(), 15);
+        assert!(select_buffered(&["fsync".to_owned()]).is_err());
     }
 
     #[test]

@@ -86,6 +86,8 @@ struct Group {
     write_cache: bool,
     /// Queues for reads around the block layer, beside one per CPU.
     lbio: Lbio,
+    /// More words for the kernel's command line.
+    append: &'static [&'static str],
     /// Who reads overlaybd images, if the cases are about those.
     obd: Option<obd::Reader>,
     cases: &'static [Case],
@@ -332,7 +334,11 @@ fn start(ctx: &Context, group: &Group) -> Result<Fixture> {
                 lba: group.lba,
                 write_cache: group.write_cache,
             }],
-            append: group.lbio.parameters(group.cpus),
+            append: [
+                group.lbio.parameters(group.cpus),
+                group.append.iter().map(|&word| word.to_owned()).collect(),
+            ]
+            .concat(),
             qemu: Vec::new(),
             out,
             boot_timeout: Duration::from_secs(180) * patience,

@@ -11,7 +11,6 @@
 //! of them can become something else while the device could still write to it.
 
 use core::sync::atomic::{
-    AtomicBool,
     AtomicU8,
     AtomicU32,
     Ordering::{
@@ -36,8 +35,8 @@ pub const MAX_PAGES: u32 = 32;
 #[repr(C)]
 pub struct Chunk {
     pages: u8,
+    /// Pages that were handed out, or never will be.
     taken: AtomicU8,
-    retired: AtomicBool,
     flying: AtomicU32,
 }
 
@@ -49,7 +48,6 @@ impl Chunk {
         Self {
             pages: pages as u8,
             taken: AtomicU8::new(0),
-            retired: AtomicBool::new(false),
             flying: AtomicU32::new(0),
         }
     }
@@ -72,8 +70,7 @@ impl Chunk {
     #[inline]
     pub fn next(&self) -> Option<Next<'_>> {
         let index = self.taken.load(Relaxed);
-        let there = index < self.pages && !self.retired.load(Relaxed);
-        there.then_some(Next { chunk: self, index })
+        (index < self.pages).then_some(Next { chunk: self, index })
     }
 
     /// A read into `count` of the pages is over; the device writes there no more.
@@ -86,15 +83,13 @@ impl Chunk {
 
     /// Hands out no more pages from now on.
     pub fn retire(&self) {
-        self.retired.store(true, Relaxed);
+        // INVARIANT: `taken` grows, and not beyond `pages`.
+        self.taken.store(self.pages, Relaxed);
     }
 
     /// How many pages there are to take.
     #[inline]
     pub fn left(&self) -> u32 {
-        if self.retired.load(Relaxed) {
-            return 0;
-        }
         u32::from(self.pages.saturating_sub(self.taken.load(Relaxed)))
     }
 

@@ -86,6 +86,11 @@ impl Sqe {
         Self::new(OPCODE_WRITE, cid, nsid, prp, dwords)
     }
 
+    /// The words that reads and writes may differ in. The others, the metadata
+    /// pointer among them, are zero in all that [`Self::read`] and [`Self::write`]
+    /// make: a queue of such commands that began as zeros has them already.
+    pub const VARYING: [usize; 5] = [6, 5, 4, 3, 0];
+
     /// The entry's eight words, to be stored in order at its place in the queue.
     #[inline]
     pub const fn words(&self) -> &[u64; 8] {
@@ -206,6 +211,20 @@ mod tests {
         assert_eq!(u64::from_le(fua.words()[6]), 7 | 1 << 30);
         let longest = Sqe::write(0, 1, 0, 65_536, prp, false);
         assert_eq!(u64::from_le(longest.words()[6]), 0xffff);
+    }
+
+    #[test]
+    fn test_varying_words_are_all_that_reads_and_writes_set() {
+        let prp = Prp {
+            first: u64::MAX,
+            second: u64::MAX,
+        };
+        let read = Sqe::read(u16::MAX, u32::MAX, u64::MAX, u32::MAX, prp);
+        let write = Sqe::write(u16::MAX, u32::MAX, u64::MAX, u32::MAX, prp, true);
+        for (index, words) in read.words().iter().zip(write.words()).enumerate() {
+            let varies = Sqe::VARYING.contains(&index);
+            assert_eq!(words != (&0, &0), varies, "{index}");
+        }
     }
 
     #[test]

@@ -31,17 +31,28 @@ impl Submission {
         Self { tail: 0, depth }
     }
 
-    /// Takes the next entry. Returns its index and the new value of the tail
+    /// Index of the entry that the next command goes to.
+    #[inline]
+    pub const fn tail(&self) -> u16 {
+        self.tail
+    }
+
+    /// Takes the entry at [`Self::tail`]. Returns the new value of the tail
     /// doorbell.
     ///
     /// The ring has room if there are fewer slots than entries, which is for the
     /// owner of both to see to.
     #[inline]
-    pub fn push(&mut self) -> (u16, u16) {
-        let at = self.tail;
-        let next = at.wrapping_add(1);
+    pub fn advance(&mut self) -> u16 {
+        let next = self.tail.wrapping_add(1);
         self.tail = if next >= self.depth { 0 } else { next };
-        (at, self.tail)
+        self.tail
+    }
+
+    /// As [`Self::advance`]; the entry's index, and the new value of the doorbell.
+    #[inline]
+    pub fn push(&mut self) -> (u16, u16) {
+        (self.tail, self.advance())
     }
 }
 

@@ -21,6 +21,7 @@
 //! There are as many slots as a queue holds entries, less one: neither queue
 //! can overflow while every command has a slot.
 
+use core::num::NonZeroU64;
 use core::sync::atomic::{
     AtomicU64,
     Ordering::{
@@ -33,6 +34,10 @@ use core::sync::atomic::{
 
 /// Most slots of a queue pair.
 pub const MAX_SLOTS: usize = 63;
+
+/// One for each bit of a word, so that none has to be looked for; the last is
+/// nobody's ever.
+const STATES: usize = u64::BITS as usize;
 
 /// State of a slot that nobody owns.
 const FREE: u64 = 0;
@@ -85,15 +90,17 @@ pub enum Stray {
     Duplicate,
 }
 
-/// The slots of one queue pair.
+/// The slots of one queue pair. In this order, so that what every command takes first
+/// is at its address.
 ///
 /// # Invariants
 ///
 /// A bit of `free` is set only if the slot's state is [`FREE`].
 #[derive(Debug)]
+#[repr(C)]
 pub struct Slots {
     free: AtomicU64,
-    states: [AtomicU64; MAX_SLOTS],
+    states: [AtomicU64; STATES],
 }
 
 impl Slots {
@@ -103,7 +110,7 @@ impl Slots {
         Self {
             // INVARIANT: all states are FREE.
             free: AtomicU64::new((1 << count) - 1),
-            states: [const { AtomicU64::new(FREE) }; MAX_SLOTS],
+            states: [const { AtomicU64::new(FREE) }; STATES],
         }
     }
 
@@ -112,7 +119,7 @@ impl Slots {
     #[inline]
     pub fn alloc(&self) -> Option<u16> {
         loop {
-            let free = self.free.load(Relaxed);
+            let free = NonZeroU64::new(self.free.load(Relaxed))?;
             let index = free.trailing_zeros();
             let state = self.states.get(index as usize)?;
             let bit = 1 << index;
@@ -289,7 +296,7 @@ mod tests {
                             Some(Naive::Flying) => Ok(None),
                             Some(Naive::Asleep(token)) => Ok(Token::new(*token)),
                             Some(Naive::Done(_)) => Err(Stray::Duplicate),
-                            None if usize::from(cid) < MAX_SLOTS => Err(Stray::Unused),
+                            None if usize::from(cid) < STATES => Err(Stray::Unused),
                             None => Err(Stray::Foreign),
                         };
                         prop_assert_eq!(slots.complete(cid, code), want);

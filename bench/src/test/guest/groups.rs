@@ -21,6 +21,7 @@ use super::{
     obd_rw,
     obd_userspace,
     obd_writable,
+    race,
     stack, //
 };
 use crate::guest::Iommu;
@@ -40,6 +41,7 @@ pub(super) const PLAIN: Group = Group {
     lba: 512,
     write_cache: true,
     lbio: Lbio::None,
+    append: &[],
     obd: None,
     cases: &[],
 };
@@ -123,7 +125,7 @@ pub(super) const STRICT: Group = Group {
     ..PLAIN
 };
 
-const NO_IOMMU: Group = Group {
+pub(super) const NO_IOMMU: Group = Group {
     name: "guest/no-iommu",
     iommu: Iommu::Off,
     lbio: Lbio::Polled,
@@ -141,7 +143,7 @@ const NO_IOMMU: Group = Group {
     ..PLAIN
 };
 
-const DEBUG: Group = Group {
+pub(super) const DEBUG: Group = Group {
     name: "guest/debug",
     variant: Variant::Debug,
     lbio: Lbio::Interrupts,
@@ -160,6 +162,10 @@ const DEBUG: Group = Group {
             lbio::changes_against_readers,
         ),
         ("lbio-changes-against-faults", lbio::changes_against_faults),
+        (
+            "lbio-compaction-against-readers",
+            race::compaction_against_readers,
+        ),
         LBIO_ERRORS[0],
         LBIO_ERRORS[1],
         LBIO_ERRORS[2],

@@ -397,7 +397,7 @@ pub(super) fn removal_under_load(f: &mut Fixture) -> Result<()> {
     serves_reads(f)
 }
 
-fn number(text: &str) -> Result<u64> {
+pub(super) fn number(text: &str) -> Result<u64> {
     text.trim()
         .parse()
         .map_err(|_| Error::new(format!("not a number: {text:?}")))
