@@ -436,13 +436,13 @@ pub(super) fn fetched(f: &mut Fixture) -> Result<()> {
                    --ioengine=libaio --iodepth=32 --io_size=$2 --randrepeat=1 --thread --minimal \
                    > /dev/null; }
            all_same() {
-               many 64k 12m; before=$(stat fetched); drop; cmp $raw $dev; many 200k 12m
+               many 64k 4m; before=$(stat fetched); drop; cmp $raw $dev; many 200k 4m
                [ $(stat fetched) -gt $before ]; }
 
            dev=$($obd attach --name s $drive); all_same
            [ $(stat errors) = 0 ]
            for i in 1 2 3 4; do (drop; cmp $raw $dev) & readers=\"$readers $!\"; done
-           many 128k 12m
+           many 128k 4m
            for reader in $readers; do wait $reader; done; readers=
            $obd detach s
 
