@@ -126,6 +126,14 @@ impl Blob {
         }
     }
 
+    /// The device that it is on, and the blocks of it around `len` bytes at `offset`, if they are
+    /// to be read past the page cache.
+    pub(crate) fn on_device(&self, offset: u64, len: usize) -> Option<(&BlockDevice, Blocks)> {
+        let granule = self.granule();
+        let device = self.device().filter(|_| granule > 1)?;
+        Some((device, Blocks::around(offset, len, granule)))
+    }
+
     /// Reads whole blocks into pages of LBIO's, if that reads the drive, and they are few.
     fn read_pages(device: &BlockDevice, blocks: Blocks) -> Option<Pages> {
         let pages = blocks.len.div_ceil(PAGE_SIZE);

@@ -709,12 +709,13 @@ impl AttributeOperations<5> for Config {
         print(
             page,
             fmt!(
-                "reads {}\nzeros {}\ndirect {}\nsectors {}\nerrors {}\n\
+                "reads {}\nzeros {}\ndirect {}\nfetched {}\nsectors {}\nerrors {}\n\
                  index_bytes {}\ntable_bytes {}\n\
                  writes {}\ndirty_bytes {}\nfrozen_bytes {}\ncommits {}\nfailed_commits {}\n",
                 device.counts.reads.load(Relaxed),
                 device.counts.zeros.load(Relaxed),
                 device.counts.direct.load(Relaxed),
+                device.counts.fetched.load(Relaxed),
                 device.counts.sectors.load(Relaxed),
                 device.counts.errors.load(Relaxed),
                 stack.content.index_memory(),

@@ -23,6 +23,7 @@ use obd_core::budget::{
 use obd_core::image::MAX_LAYERS;
 use obd_core::index::Contents;
 use obd_core::scratch::{
+    Fetch,
     Needs,
     Scratch, //
 };
@@ -184,6 +185,20 @@ impl Content {
                 pieces.all(|piece| !matches!(piece.what, Contents::Data { .. }))
             }),
             Self::ZFile(_) => false,
+        }
+    }
+
+    /// What to read, and of what, before `len` bytes from byte `offset` on can be decoded: `most`
+    /// bytes at most, see [`Image::fetch`].
+    pub(crate) fn fetch(&self, offset: u64, len: u64, most: usize) -> Option<(Fetch, &Blob)> {
+        match self {
+            Self::Empty(_) => None,
+            Self::Image(image) => {
+                let fetch = image.fetch(offset, len, most)?;
+                let layer = image.layers().get(fetch.layer)?;
+                Some((fetch, layer.file().source()))
+            }
+            Self::ZFile(file) => Some((file.fetch(offset, len, most)?, file.file().source())),
         }
     }
 

@@ -16,14 +16,24 @@ use crate::dirty::{
 use crate::layer0::BLOCK;
 use crate::platform::Kernel;
 use crate::scratch::{
+    Buffer,
     Pool,
     MAX_READERS, //
 };
 use crate::stack::Stack;
-use core::slice;
+use core::{
+    cell::UnsafeCell,
+    ptr,
+    slice, //
+};
 use kernel::{
     alloc::scope::without_io,
     block::{
+        bdev::{
+            self,
+            AsyncRead,
+            ReadEnd, //
+        },
         mq::{
             self,
             gen_disk::{
@@ -65,6 +75,7 @@ use kernel::{
 };
 use obd_core::{
     scratch::Scratch,
+    source::SLACK,
     LayerError, //
 };
 
@@ -73,6 +84,10 @@ const DEPTH: u32 = 64;
 
 /// Largest request, in sectors. Larger reads are split, so that several CPUs decode.
 const MAX_SECTORS: u32 = 256 << (10 - SECTOR_SHIFT);
+
+/// Most compressed bytes that are read before a worker has the request: with the blocks around
+/// them, one bio.
+const MAX_FETCH: usize = bdev::MAX_BYTES - SLACK;
 
 /// Largest request to discard or zero, in sectors.
 const MAX_ZERO_SECTORS: u32 = 1 << (30 - SECTOR_SHIFT);
@@ -83,8 +98,11 @@ const MAX_ZERO_SECTORS: u32 = 1 << (30 - SECTOR_SHIFT);
 /// have no reference.
 #[pin_data]
 pub(crate) struct Device {
-    /// Dropped first: its last work may just have ended its request.
+    /// Dropped first, with the next one: its last work may just have ended its request.
     queue: OwnedQueue,
+    /// For requests whose I/O was started where they were submitted, and which have buffers: they
+    /// must not wait for workers that wait for those.
+    fetched: OwnedQueue,
     name: CString,
     /// What is read, and with what.
     #[pin]
@@ -104,6 +122,8 @@ pub(crate) struct Counts {
     pub(crate) zeros: Atomic<u64>,
     /// Those of them that were served by who submitted them.
     pub(crate) direct: Atomic<u64>,
+    /// Reads whose I/O was started by who submitted them.
+    pub(crate) fetched: Atomic<u64>,
     /// Layers that were stacked.
     pub(crate) commits: Atomic<u64>,
     /// How often the writer could not make one.
@@ -131,11 +151,9 @@ impl Device {
         let tags = Arc::pin_init(TagSet::with_flags(queues, DEPTH, 1, flags), GFP_KERNEL)?;
         let sectors = content.sectors();
         let needs = content.needs();
-        let queue = OwnedQueue::new(
-            fmt!("obd{number}"),
-            QueueFlags::UNBOUND | QueueFlags::MEM_RECLAIM,
-            MAX_READERS as u32,
-        )?;
+        let flags = QueueFlags::UNBOUND | QueueFlags::MEM_RECLAIM;
+        let queue = OwnedQueue::new(fmt!("obd{number}"), flags, MAX_READERS as u32)?;
+        let fetched = OwnedQueue::new(fmt!("obd{number}-io"), flags, MAX_READERS as u32)?;
         // Each queue has a request of its own for flushes.
         let requests = (queues * (DEPTH + 1)) as usize;
         let dirty = match limits {
@@ -145,6 +163,7 @@ impl Device {
         let device = Arc::pin_init(
             try_pin_init!(Device {
                 queue,
+                fetched,
                 name: CString::try_from_fmt(fmt!("obd{number}"))?,
                 pool <- Pool::new(Stack::new(content, paths)),
                 dirty,
@@ -153,6 +172,7 @@ impl Device {
                     reads: Atomic::new(0),
                     zeros: Atomic::new(0),
                     direct: Atomic::new(0),
+                    fetched: Atomic::new(0),
                     commits: Atomic::new(0),
                     failed_commits: Atomic::new(0),
                     writes: Atomic::new(0),
@@ -405,6 +425,56 @@ impl Device {
             .unwrap_or(false)
     }
 
+    /// Starts to read the compressed bytes that `rq` begins with, and leaves the rest to a worker;
+    /// gives `rq` back if that is not possible. See the crate's documentation for the rule.
+    ///
+    /// What is in memory was looked at before, and nothing there is wanted.
+    fn fetch(&self, rq: ARef<Request<Disk>>) -> Result<(), ARef<Request<Disk>>> {
+        let Some(mut buffer) = self.pool.lend() else {
+            return Err(rq);
+        };
+        let Buffer {
+            scratch,
+            stack,
+            read,
+            fetched,
+            ..
+        } = &mut *buffer;
+        let (offset, len) = (rq.sector() << SECTOR_SHIFT, u64::from(rq.len_bytes()));
+        let place = stack
+            .content
+            .fetch(offset, len, MAX_FETCH)
+            .and_then(|(fetch, blob)| {
+                let (device, blocks) = blob.on_device(fetch.at, fetch.len)?;
+                let to = scratch.room().get_mut(..blocks.len)?.as_mut_ptr();
+                *fetched = Some((fetch, blocks.skip));
+                Some((ptr::from_ref(device), blocks, to))
+            });
+        let Some((device, blocks, to)) = place else {
+            self.pool.run(buffer, |_, _| ());
+            return Err(rq);
+        };
+        let read = ptr::from_ref(read);
+        let sector = blocks.start >> SECTOR_SHIFT;
+        // SAFETY: Whoever has the request has its slot, and that is us.
+        unsafe { *rq.data().buffer.0.get() = Some(buffer) };
+        // SAFETY: The buffer is the request's, and nobody looks at it before the end of the read.
+        // With it `read`, the memory at `to` and the stack stay, which has the device open: none
+        // of them moves with the buffer, which is a pointer.
+        let started = unsafe { (*read).start::<Disk>(&*device, sector, to, blocks.len, rq) };
+        started.inspect_err(|rq| {
+            if let Some(buffer) = Self::take_buffer(rq) {
+                self.pool.run(buffer, |_, _| ());
+            }
+        })
+    }
+
+    /// Takes what `rq` has if its I/O was started where it was submitted.
+    fn take_buffer(rq: &Request<Disk>) -> Option<KBox<Buffer>> {
+        // SAFETY: Whoever has the request has its slot, and that is the caller.
+        unsafe { (*rq.data().buffer.0.get()).take() }
+    }
+
     /// Whether somebody waits for what is read ahead: a single page is what a reader at random
     /// wants. He has a lock of the page cache's above, so that none below may be taken.
     fn is_awaited(rq: &Request<Disk>, below: Below) -> bool {
@@ -462,7 +532,19 @@ pub(crate) struct Job {
     work: Work<Request<Disk>>,
     /// Bytes of a write that are in memory. Only who has the request uses it.
     done: Atomic<u32>,
+    buffer: Slot,
 }
+
+/// The buffer of a request whose I/O was started before a worker has it.
+///
+/// Only who has the request uses it: first who was given it by the block layer, then the end of the
+/// read, at last the worker. Each hands it on by what orders memory: a bio, a workqueue.
+struct Slot(UnsafeCell<Option<KBox<Buffer>>>);
+
+// SAFETY: One at a time uses it, see there, and a buffer is not bound to a task.
+unsafe impl Send for Slot {}
+// SAFETY: As above.
+unsafe impl Sync for Slot {}
 
 impl_has_work! {
     impl HasWork<Request<Disk>> for Job { self.work }
@@ -477,6 +559,7 @@ impl mq::Operations for Disk {
         try_pin_init!(Job {
             work <- new_work!("obd::Job::work"),
             done: Atomic::new(0),
+            buffer: Slot(UnsafeCell::new(None)),
         }? Error)
     }
 
@@ -511,6 +594,15 @@ impl mq::Operations for Disk {
             end(rq, Ok(()));
             return Ok(());
         }
+        // A single page is not worth two trips, and comes by LBIO if it can.
+        let may_fetch = below == Below::Devices && !is_dirty && rq.len_bytes() as usize > PAGE_SIZE;
+        let rq = match may_fetch {
+            true => match device.fetch(rq) {
+                Ok(()) => return Ok(()),
+                Err(rq) => rq,
+            },
+            false => rq,
+        };
         // Nothing of the device may be used from here on: the request may have ended.
         device.queue.enqueue(rq).map_err(|rq| (EIO, rq))
     }
@@ -522,10 +614,32 @@ impl mq::Operations for Disk {
     }
 }
 
+impl ReadEnd for Disk {
+    type Owner = ARef<Request<Self>>;
+
+    /// Hands the request to a worker, however the read ended.
+    fn ended(rq: ARef<Request<Self>>, result: Result) {
+        // SAFETY: Whoever has the request has its slot, and that is us.
+        if let Some(buffer) = unsafe { &mut *rq.data().buffer.0.get() } {
+            buffer.result = result;
+        }
+        let queue = ptr::from_ref(&rq.queue_data().fetched);
+        // SAFETY: The device is there until the request ends. That may be before this returns, but
+        // a workqueue is freed by RCU, after those who are adding work to it.
+        if let Err(rq) = unsafe { (*queue).enqueue(rq) } {
+            // It was on no queue.
+            end(rq, Err(EIO));
+        }
+    }
+}
+
 impl RequestWork for Disk {
     fn run(rq: ARef<Request<Self>>) {
         if rq.op() == Op::Read {
-            let result = rq.queue_data().read_in_worker(&rq);
+            let result = match Device::take_buffer(&rq) {
+                Some(buffer) => rq.queue_data().read_fetched(&rq, buffer),
+                None => rq.queue_data().read_in_worker(&rq),
+            };
             end(rq, result);
         } else {
             Device::change_in_worker(rq);
@@ -534,6 +648,32 @@ impl RequestWork for Disk {
 }
 
 impl Device {
+    /// Reads with what was read to `buffer` before, and without if that failed or is damaged: what
+    /// is wrong then is an error. Waits for no other buffer.
+    fn read_fetched(&self, rq: &Request<Disk>, mut buffer: KBox<Buffer>) -> Result {
+        let fetched = buffer.fetched.take().filter(|_| buffer.result.is_ok());
+        let result = without_io(|| {
+            self.pool.run(buffer, |stack, scratch| {
+                let room = scratch.room();
+                if let Some((fetch, start)) = fetched {
+                    AsyncRead::see(room);
+                    scratch.fetched(&fetch, start);
+                    if Self::read_stack(rq, stack, scratch).is_ok() {
+                        self.counts.fetched.add(1, Relaxed);
+                        return Ok(());
+                    }
+                    scratch.room();
+                }
+                Self::read_stack(rq, stack, scratch).map_err(|(offset, error)| {
+                    self.complain(stack, offset, &error);
+                    EIO
+                })
+            })
+        });
+        self.count(rq, result);
+        result
+    }
+
     fn read_in_worker(&self, rq: &Request<Disk>) -> Result {
         let result = loop {
             let is_dirty = self.is_dirty();

@@ -46,9 +46,18 @@
 //! ahead served like this, whose submitter has locks that blobs in files need, too,
 //! those of other inodes.
 //!
+//! What is larger than a page and on block devices has its I/O started in `queue_rq()`, whoever
+//! submits it, if there is a buffer to spare: the drive works while the decoder does for the
+//! request before, and a worker gets this one when the bytes are there. That waits for nothing, not
+//! even tags of the drive's, so no rule is needed about who it is and what he has. The bio and the
+//! buffer are the request's until a worker has both; nothing of them is looked at before the read
+//! has ended. Whatever fails there is read again by the worker, which says what is wrong. These
+//! requests have a workqueue of their own, as those who wait for buffers in the other one may wait
+//! for theirs.
+//!
 //! All else goes to the workqueue, whose work is part of the request. A worker takes
 //! buffers ([`scratch`]), reads, checks and decodes to the request's memory, gives the
-//! buffers back and ends the request. Each device has a workqueue with a rescuer: it
+//! buffers back and ends the request. Each device has workqueues with a rescuer: it
 //! may be stacked on another one, and no I/O may wait for memory that waits for I/O.
 //!
 //! A write is copied to memory at once, with what memory there is without waiting; what takes

@@ -48,7 +48,7 @@ fn needed() -> Flags {
 }
 
 /// One more buffer is worth no effort: who has none waits for another's.
-fn spare() -> Flags {
+pub(crate) fn spare() -> Flags {
     GFP_KERNEL_ACCOUNT | __GFP_NOWARN | __GFP_NORETRY
 }
 

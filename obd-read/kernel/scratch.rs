@@ -13,9 +13,17 @@
 //!
 //! [`Pool::glance`] looks at the stack without a buffer, under RCU. The old one stays until a grace
 //! period after it was replaced.
+//!
+//! # Who waits for a buffer
+//!
+//! Workers do, for as long as it takes; those that have one are at work, and need nothing but their
+//! own I/O to go on. Requests whose I/O is under way have a buffer and no worker yet. They get it
+//! only if another one is left that nobody uses ([`Pool::lend`]), so there always is one of the
+//! current stack that is free or with somebody at work, and nobody has to wait for theirs.
 
 use crate::content::Failure;
 use crate::platform::{
+    spare,
     spare_scratch,
     Kernel, //
 };
@@ -25,6 +33,8 @@ use core::{
     ptr, //
 };
 use kernel::{
+    alloc::Flags,
+    block::bdev::AsyncRead,
     new_condvar,
     new_mutex,
     prelude::*,
@@ -41,7 +51,10 @@ use kernel::{
         MutexGuard, //
     }, //
 };
-use obd_core::scratch::Scratch;
+use obd_core::scratch::{
+    Fetch,
+    Scratch, //
+};
 
 /// Most readers of a device at a time, and so the buffers it can have.
 pub(crate) const MAX_READERS: usize = 32;
@@ -65,7 +78,7 @@ struct State {
     /// What is read now.
     stack: Arc<Stack>,
     /// Those that nobody uses, all of this stack; there is room for as many as there can be.
-    free: KVec<Buffer>,
+    free: KVec<KBox<Buffer>>,
     /// How many there are, in use or not, those of former stacks included.
     made: usize,
     /// Somebody is about to put another stack in place.
@@ -73,21 +86,41 @@ struct State {
 }
 
 /// A buffer, which is used for no other stack.
-struct Buffer {
-    scratch: Scratch<Kernel>,
-    stack: Arc<Stack>,
+pub(crate) struct Buffer {
+    pub(crate) scratch: Scratch<Kernel>,
+    pub(crate) stack: Arc<Stack>,
+    /// Reads to the buffer while it is lent, and is not under way else.
+    pub(crate) read: AsyncRead,
+    /// What that reads, where it begins in the buffer, and how it ended.
+    pub(crate) fetched: Option<(Fetch, usize)>,
+    pub(crate) result: Result,
 }
 
 impl Buffer {
-    /// The first one of `stack`, in a list with room for all.
-    fn first(stack: &Arc<Stack>) -> Result<KVec<Self>> {
-        let mut free = KVec::with_capacity(MAX_READERS, GFP_KERNEL)?;
-        let first = Self {
-            scratch: Scratch::new(stack.content.needs()).map_err(|_| ENOMEM)?,
+    fn new(scratch: Scratch<Kernel>, stack: &Arc<Stack>, flags: Flags) -> Result<KBox<Self>> {
+        let buffer = Self {
+            scratch,
             stack: stack.clone(),
+            read: AsyncRead::new(),
+            fetched: None,
+            result: Ok(()),
         };
+        Ok(KBox::new(buffer, flags)?)
+    }
+
+    /// The first one of `stack`, in a list with room for all.
+    fn first(stack: &Arc<Stack>) -> Result<KVec<KBox<Self>>> {
+        let mut free = KVec::with_capacity(MAX_READERS, GFP_KERNEL)?;
+        let scratch = Scratch::new(stack.content.needs()).map_err(|_| ENOMEM)?;
+        let first = Self::new(scratch, stack, GFP_KERNEL)?;
         free.push_within_capacity(first).map_err(|_| ENOMEM)?;
         Ok(free)
+    }
+
+    /// One more, with what memory there is without effort.
+    fn spare(stack: &Arc<Stack>) -> Result<KBox<Self>> {
+        let scratch = spare_scratch(stack.content.needs()).map_err(|_| ENOMEM)?;
+        Self::new(scratch, stack, spare())
     }
 }
 
@@ -184,12 +217,25 @@ impl Pool {
         Some(self.run(buffer, read))
     }
 
-    fn run<T>(
+    /// Takes a buffer for a request that goes to a worker with it, if another one is left that
+    /// nobody uses. It goes back by [`Pool::run`].
+    pub(crate) fn lend(&self) -> Option<KBox<Buffer>> {
+        let mut state = self.state.lock();
+        // One is never lent: who waits for a buffer gets it from somebody who is at work.
+        if state.free.len() < 2 {
+            return None;
+        }
+        state.free.pop()
+    }
+
+    /// Runs `read` with `buffer` and its stack, and gives it back.
+    pub(crate) fn run<T>(
         &self,
-        mut buffer: Buffer,
+        mut buffer: KBox<Buffer>,
         read: impl FnOnce(&Stack, &mut Scratch<Kernel>) -> T,
     ) -> T {
-        let value = read(&buffer.stack, &mut buffer.scratch);
+        let Buffer { scratch, stack, .. } = &mut *buffer;
+        let value = read(stack, scratch);
         let mut state = self.state.lock();
         let unwanted = Self::give_back(&mut state, buffer);
         self.returned.notify_one();
@@ -200,7 +246,7 @@ impl Pool {
     }
 
     /// Returns what has no place in the list: a buffer of a former stack.
-    fn give_back(state: &mut MutexGuard<'_, State>, buffer: Buffer) -> Option<Buffer> {
+    fn give_back(state: &mut MutexGuard<'_, State>, buffer: KBox<Buffer>) -> Option<KBox<Buffer>> {
         let unwanted = match Arc::ptr_eq(&buffer.stack, &state.stack) {
             // There is room; were there none, it would be one less.
             true => state
@@ -214,7 +260,7 @@ impl Pool {
         unwanted
     }
 
-    fn take(&self) -> Buffer {
+    fn take(&self) -> KBox<Buffer> {
         let mut may_make = true;
         let mut state = self.state.lock();
         loop {
@@ -225,8 +271,8 @@ impl Pool {
                 state.made += 1;
                 let stack = state.stack.clone();
                 drop(state);
-                match spare_scratch(stack.content.needs()) {
-                    Ok(scratch) => return Buffer { scratch, stack },
+                match Buffer::spare(&stack) {
+                    Ok(buffer) => return buffer,
                     Err(_) => may_make = false,
                 }
                 // It may be a former one by now, and this the last reference.

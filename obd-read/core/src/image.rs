@@ -19,6 +19,7 @@ use crate::index::{
 use crate::lsmt::Layer;
 use crate::platform::Platform;
 use crate::scratch::{
+    Fetch,
     Needs,
     Scratch, //
 };
@@ -165,6 +166,26 @@ where
             self.read_piece(&piece, now, whole - len, scratch)?;
         }
         Ok(())
+    }
+
+    /// What to read of a layer's file before the `len` bytes from `offset` on, whole
+    /// sectors, can be decoded: the compressed blocks that the first data there begins
+    /// with, as many as fit into `most` bytes. [`None`] if that is not compressed, and if
+    /// there is no data.
+    pub fn fetch(&self, offset: u64, len: u64, most: usize) -> Option<Fetch> {
+        let data = |piece: Piece| match piece.what {
+            Contents::Data { layer, sector } => Some((usize::from(layer), sector, piece.len)),
+            Contents::Hole | Contents::Zeros => None,
+        };
+        let (layer, sector, sectors) = self.pieces(offset, len).ok()?.find_map(data)?;
+        let file = self.layers.get(layer)?.zfile()?;
+        // A data sector lies inside the layer's file: no product wraps.
+        file.fetch_part(
+            layer,
+            sector.wrapping_mul(SECTOR),
+            sectors.wrapping_mul(SECTOR),
+            most,
+        )
     }
 
     #[inline]

@@ -39,6 +39,25 @@ impl Run {
         let start = self.start.checked_add(skip)?;
         fits.then_some(start..start.checked_add(len)?)
     }
+
+    /// Where in [`Scratch::stored`] it ends.
+    pub(crate) fn end(&self) -> usize {
+        self.start.saturating_add(self.len)
+    }
+}
+
+/// Stored bytes that a range of content begins with, for callers that have them read by
+/// themselves: to [`Scratch::room`], before [`Scratch::fetched`] has them used.
+#[derive(Clone, Copy, Debug)]
+pub struct Fetch {
+    /// Whose file they are in.
+    pub layer: usize,
+    /// First byte in the source of that file.
+    pub at: u64,
+    /// How many they are.
+    pub len: usize,
+    /// First byte in the file.
+    pub(crate) offset: u64,
 }
 
 /// What reads need in memory besides the caller's buffer. One per reader at a
@@ -121,6 +140,26 @@ impl<P: Platform> Scratch<P> {
     pub(crate) fn forget(&mut self) {
         self.holds = None;
         self.run = None;
+    }
+
+    /// Room for stored bytes, and [`SLACK`]; none if there are no such bytes. What was
+    /// there is forgotten.
+    pub fn room(&mut self) -> &mut [u8] {
+        self.run = None;
+        &mut self.stored
+    }
+
+    /// Says that the bytes of `fetch` are in [`Scratch::room`], from `start` on. Only for
+    /// who uses `self` for nothing but what that is of.
+    pub fn fetched(&mut self, fetch: &Fetch, start: usize) {
+        let end = start.checked_add(fetch.len);
+        let fits = end.is_some_and(|end| end <= self.stored.len());
+        self.run = fits.then_some(Run {
+            layer: fetch.layer,
+            offset: fetch.offset,
+            len: fetch.len,
+            start,
+        });
     }
 
     /// Most bytes of a run.

@@ -7,6 +7,10 @@ mod common;
 
 use common::*;
 use obd_core::image::Image;
+use obd_core::index::{
+    Contents,
+    Piece, //
+};
 use obd_core::lsmt::Layer;
 use obd_core::scratch::Scratch;
 use obd_core::source::{
@@ -96,6 +100,86 @@ fn whole_blocks_give_the_same_data() {
                 file.read_at(start as u64, &mut got, &mut scratch).unwrap();
                 assert!(got == want[start..][..len], "{name} at {start}");
             }
+        }
+    }
+}
+
+/// Whoever reads compressed bytes by himself gets the same data, of no more than he has
+/// room for; what comes damaged is an error, and read again then.
+#[test]
+fn what_is_fetched_is_decoded() {
+    const SECTOR: usize = 512;
+    for names in [
+        &["a-ext4-0.layer", "a-ext4-1.layer", "a-ext4-2.layer"][..],
+        &["a-l07-lz4-4k.layer"],
+        &["a-l08-zstd-16k.layer"],
+    ] {
+        let drives: Vec<Drive> = names
+            .iter()
+            .map(|name| Drive::new(fixture(name), 512))
+            .collect();
+        let layers: Vec<Layer<&Drive, Host>> = drives
+            .iter()
+            .map(|drive| Layer::open(drive).unwrap())
+            .collect();
+        let image = Image::new(layers).unwrap();
+        let size = image.size() as usize;
+        let mut plain = Scratch::new(image.needs()).unwrap();
+        let mut scratch = Scratch::new(image.needs()).unwrap();
+        let mut fetches = 0;
+        for (i, start) in (0..size).step_by(29 * SECTOR).enumerate() {
+            let len = (size - start).min([8, 16, 100, 512][i % 4] * SECTOR);
+            let most = [1, 4 << 10, 30 << 10, 120 << 10][(i / 4) % 4];
+            let (mut want, mut got) = (vec![0; len], vec![0; len]);
+            image.read_at(start as u64, &mut want, &mut plain).unwrap();
+            let Some(fetch) = image.fetch(start as u64, len as u64, most) else {
+                continue;
+            };
+            assert!(fetch.len <= most, "{} of {most}", fetch.len);
+            fetches += 1;
+            let drive = &drives[fetch.layer];
+            let begin = i % SLACK;
+            let room = &mut scratch.room()[begin..][..fetch.len];
+            drive.read_exact_at(fetch.at, room).unwrap();
+            scratch.fetched(&fetch, begin);
+            let before = drive.reads.get();
+            image
+                .read_next(start as u64, &mut got, 0, &mut scratch)
+                .unwrap();
+            assert!(got == want, "{names:?} at {start}");
+            let pieces = image.pieces(start as u64, len as u64).unwrap();
+            let data = |piece: &Piece| matches!(piece.what, Contents::Data { .. });
+            if most == 120 << 10 && len <= 100 * SECTOR && pieces.filter(data).count() == 1 {
+                assert_eq!(drive.reads.get(), before, "{names:?} at {start}");
+            }
+
+            let room = &mut scratch.room()[begin..][..fetch.len];
+            drive.read_exact_at(fetch.at, room).unwrap();
+            room[fetch.len / 2] ^= 1;
+            scratch.fetched(&fetch, begin);
+            // A block that is held already is not decoded again.
+            if image
+                .read_next(start as u64, &mut got, 0, &mut scratch)
+                .is_ok()
+            {
+                assert!(got == want, "{names:?} at {start}");
+            }
+            scratch.room();
+            image
+                .read_next(start as u64, &mut got, 0, &mut scratch)
+                .unwrap();
+            assert!(got == want, "{names:?} at {start}");
+        }
+        assert!(fetches > 0);
+        assert!(image.fetch(size as u64, 512, 1 << 20).is_none());
+        assert!(image.fetch(u64::MAX - 511, 1024, 1 << 20).is_none());
+        // What does not fit is not there.
+        if let Some(fetch) = image.fetch(0, size as u64, 120 << 10) {
+            let end = scratch.room().len();
+            scratch.fetched(&fetch, end);
+            scratch.fetched(&fetch, usize::MAX);
+            let mut got = vec![0; 4096];
+            image.read_next(0, &mut got, 0, &mut scratch).unwrap();
         }
     }
 }

@@ -417,6 +417,89 @@ pub(super) fn devices(f: &mut Fixture) -> Result<()> {
     f.long(&script).map(drop)
 }
 
+/// Large reads, whose I/O is started before a worker has them: the data is the same with
+/// parts that the drive cannot read and with damaged blocks among it, which are errors of
+/// those reads alone; while layers are exchanged for others on another device; and disks
+/// are taken from such readers, and the module unloaded.
+pub(super) fn fetched(f: &mut Fixture) -> Result<()> {
+    let script = prologue(f.obd()?)
+        + "drive=/dev/nvme0n1 raw=/run/raw dir=/sys/kernel/config/obd/s
+           stat() { sed -n \"s/^$1 //p\" $dir/stats; }
+           drop() { echo 1 > /proc/sys/vm/drop_caches; }
+           fio --name=w --filename=$raw --size=12m --bs=64k --rw=write --ioengine=psync \
+               --randseed=7 --buffer_compress_percentage=50 --refill_buffers --minimal > /dev/null
+           $obd convert --engine=cache --output $raw.layer $raw > /dev/null
+           dd if=$raw.layer of=$drive bs=1M conv=notrunc,fsync 2>/dev/null
+           bytes=$(command stat -c %s $raw.layer); sectors=$((bytes / 512 + 1))
+           # Many at once, so that there are buffers to spare.
+           many() {
+               fio --name=r --filename=$dev --readonly --direct=1 --rw=randread --bs=$1 \
+                   --ioengine=libaio --iodepth=32 --io_size=$2 --randrepeat=1 --thread --minimal \
+                   > /dev/null; }
+           all_same() {
+               many 64k 4m; before=$(stat fetched); drop; cmp $raw $dev; many 200k 4m
+               [ $(stat fetched) -gt $before ]; }
+
+           dev=$($obd attach --name s $drive); all_same
+           [ $(stat errors) = 0 ]
+           for i in 1 2 3 4; do (drop; cmp $raw $dev) & readers=\"$readers $!\"; done
+           many 128k 4m
+           for reader in $readers; do wait $reader; done; readers=
+           $obd detach s
+
+           # Nothing but what lies there fails, and each of the reads once.
+           bad=$((sectors / 2)); rest=$((sectors - bad - 8))
+           dmsetup create --readonly t <<END
+0 $bad linear $drive 0
+$bad 8 linear $drive 0
+$((bad + 8)) $rest linear $drive $((bad + 8))
+END
+           dev=$($obd attach --name s /dev/mapper/t)
+           for what in \"linear $drive 0\" error; do
+               dmsetup load t <<END
+0 $bad linear $drive 0
+$bad 8 $what
+$((bad + 8)) $rest linear $drive $((bad + 8))
+END
+               dmsetup resume t; no many 64k 12m; drop; no cat $dev > /dev/null 2>&1
+               errors=$(stat errors); [ $errors -gt 0 ]; i=18 failed=0
+               while [ $i -lt 30 ]; do
+                   if dd if=$dev iflag=direct bs=256k skip=$i count=1 of=/run/got 2>/dev/null; then
+                       dd if=$raw bs=256k skip=$i count=1 2>/dev/null | cmp - /run/got
+                   else
+                       failed=$((failed + 1))
+                   fi
+                   i=$((i + 1))
+               done
+               [ $failed -gt 0 ]; [ $failed -le 2 ]; [ $(stat errors) = $((errors + failed)) ]
+           done
+           dmsetup load t --table \"0 $sectors linear $drive 0\"; dmsetup resume t
+           drop; cmp $raw $dev
+
+           # The same layer, on a device of its own, which has whole sectors.
+           cp $raw.layer $raw.disk; truncate -s $((512 * sectors)) $raw.disk
+           loop=$(losetup --find --show --read-only $raw.disk)
+           (set -e; while ! test -e /run/stop; do drop; cmp $raw $dev; done) & readers=$!
+           (set -e; while ! test -e /run/stop; do many 64k 4m; done) & readers=\"$readers $!\"
+           errors=$(stat errors)
+           for i in 1 2 3; do
+               for path in $loop /dev/mapper/t $raw.layer; do echo 0 1 $path > $dir/exchange; done
+           done
+           touch /run/stop; for reader in $readers; do wait $reader; done; rm /run/stop
+           [ $(stat errors) = $errors ]
+           $obd detach s; losetup --detach $loop; dmsetup remove t
+
+           for i in 1 2; do
+               dev=$($obd attach --name s $drive); many 64k 2m
+               (many 64k 1g 2>/dev/null || :) & reader=$!
+               while [ $(stat fetched) -lt $((i * 50)) ]; do sleep 0.1; done
+               $obd detach --force s; wait $reader || :
+               rmmod obd; insmod $module
+           done
+           rm $raw $raw.layer $raw.disk /run/got";
+    f.guest.sh(&script, LONG).map(drop)
+}
+
 /// A blob on a drive that LBIO reads: into pages of LBIO's, and decoded from there.
 /// The data is the same where memory is in single pages and while the drive is reset;
 /// and while the stack is off LBIO has no part.

@@ -21,7 +21,10 @@ use crate::platform::{
     Crc32c,
     Platform, //
 };
-use crate::scratch::Scratch;
+use crate::scratch::{
+    Fetch,
+    Scratch, //
+};
 use crate::source::Source;
 use core::ops::Range;
 
@@ -75,6 +78,43 @@ impl<S: Source, P: Platform> ZFile<S, P> {
         self.read_part(0, offset, buf, ahead, scratch)
     }
 
+    /// What to read of the file before the `len` bytes from `offset` on can be decoded: the
+    /// blocks that they begin with, as many as fit into `most` bytes; none if not even
+    /// one does, or there are none.
+    pub fn fetch(&self, offset: u64, len: u64, most: usize) -> Option<Fetch> {
+        self.fetch_part(0, offset, len, most)
+    }
+
+    /// As [`ZFile::fetch`], as layer `layer` of an image.
+    pub(crate) fn fetch_part(
+        &self,
+        layer: usize,
+        offset: u64,
+        len: u64,
+        most: usize,
+    ) -> Option<Fetch> {
+        let end = offset.checked_add(len)?.min(self.size);
+        let shift = self.options.shift;
+        let first = self.extent(offset >> shift)?;
+        // Blocks lie one behind the other.
+        let mut last = end.checked_sub(1)? >> shift;
+        let len = loop {
+            let extent = self.extent(last)?;
+            let before = extent.offset.checked_sub(first.offset)?;
+            let len = before.checked_add(u64::from(extent.len))?;
+            if len <= most as u64 {
+                break len as usize;
+            }
+            last = last.checked_sub(1)?;
+        };
+        Some(Fetch {
+            layer,
+            at: self.file.start().checked_add(first.offset)?,
+            len,
+            offset: first.offset,
+        })
+    }
+
     /// As [`ZFile::read_at`], as layer `layer` of an image: what the scratch
     /// holds of the blocks it decoded last stays valid.
     #[inline]
@@ -124,10 +164,20 @@ impl<S: Source, P: Platform> ZFile<S, P> {
                 size: self.size,
             })?;
             let mut len = first.len as usize;
-            let found = scratch
-                .run
-                .and_then(|run| run.find(layer, first.offset, len));
             let mut stop = number + 1;
+            let found = scratch.run.and_then(|run| {
+                let mut found = run.find(layer, first.offset, len)?;
+                // And what is there of those behind it.
+                while stop < blocks {
+                    let end = found.end + self.table.len_of(stop) as usize;
+                    if end > run.end() {
+                        break;
+                    }
+                    found.end = end;
+                    stop += 1;
+                }
+                Some(found)
+            });
             if found.is_none() {
                 // As many blocks at once as there is room for their stored bytes.
                 let most = scratch.most();
