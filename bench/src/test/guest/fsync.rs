@@ -186,7 +186,7 @@ fn overlaps(f: &mut Fixture) -> Result<()> {
     let rows = [
         ("through", "overwrite-fsync --bs 4096", 3, 2),
         ("through", "append-fdatasync --bs 116", 3, 2),
-        ("through", "append-fsync --bs 4096", 3, 3),
+        ("through", "append-fsync --bs 4096", 3, 2),
         ("back", "overwrite-fsync --bs 4096", 4, 3),
         ("back", "overwrite-fdatasync --bs 4096", 2, 1),
         ("through", "overwrite-fdatasync --bs 4096", 1, 1),

@@ -31,7 +31,7 @@ use crate::test::suite::Outcome;
 const PROMISES: [(Call, Commit, bool, f64, f64); 13] = [
     (Call::OverwriteFsync, Commit::Full, false, 3.0, 2.0),
     (Call::LogFdatasync, Commit::Full, false, 3.0, 2.0),
-    (Call::AppendFsync, Commit::Full, false, 3.0, 3.0),
+    (Call::AppendFsync, Commit::Full, false, 3.0, 2.0),
     (Call::OverwriteFsync, Commit::Full, true, 4.0, 3.0),
     // A fast commit beside the data.
     (Call::FsyncX1, Commit::Fast, false, 2.0, 1.0),
