@@ -75,6 +75,8 @@ pub(super) struct Recorder {
     dir: PathBuf,
     /// Plans so far: what the guest has read of one file it may remember.
     plans: u64,
+    /// Whether fsync allocates new blocks as written ones; by turns if not said.
+    alloc_written: Option<bool>,
 }
 
 impl Recorder {
@@ -164,7 +166,19 @@ impl Recorder {
             images,
             dir: dir.to_path_buf(),
             plans: 0,
+            alloc_written: None,
         }))
+    }
+
+    /// Switches a defect on in a kernel that has them; 0 for none. And says how
+    /// fsync allocates blocks from now on.
+    pub(super) fn mutate(&mut self, number: u32, alloc_written: bool) -> Result<()> {
+        self.alloc_written = Some(alloc_written);
+        self.guest.sh(
+            &format!("echo {number} > /sys/module/jbd2/parameters/mutant"),
+            PATIENCE,
+        )?;
+        Ok(())
     }
 
     /// Lets the guest do what `plan` says on a fresh file system.
@@ -247,12 +261,21 @@ impl Recorder {
         let options = [mode.mount_option(), self.stack.mount_options()];
         let options: Vec<&str> = options.into_iter().filter(|o| !o.is_empty()).collect();
         // Commits start early for any number of threads: more orders to see.
-        let early = match self.stack {
-            Stack::Async => "\necho 99 > /sys/fs/ext4/nvme0n1/fsync_early_max",
-            Stack::Native | Stack::Off => "",
+        let knobs = match self.stack {
+            Stack::Async => {
+                // The recordings of a mode are those of every so many plans.
+                let round = self.plans.saturating_sub(1) / self.images.len().max(1) as u64;
+                let alloc_written = self.alloc_written.unwrap_or(round.is_multiple_of(2));
+                format!(
+                    "\ncd /sys/fs/ext4/nvme0n1\necho 99 > fsync_early_max\n\
+                     echo {} > fsync_alloc_written\ncd /",
+                    u8::from(alloc_written)
+                )
+            }
+            Stack::Native | Stack::Off => String::new(),
         };
         format!(
-            "mount -t ext4 -o {} /dev/nvme0n1 {MOUNT}{early}",
+            "mount -t ext4 -o {} /dev/nvme0n1 {MOUNT}{knobs}",
             options.join(",")
         )
     }

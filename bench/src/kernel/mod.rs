@@ -242,6 +242,8 @@ pub(crate) enum Variant {
     Bench,
     /// `base.config` + `debug.config`: lockdep, DMA_API_DEBUG, KUnit tests.
     Debug,
+    /// As bench, with the defects of jbd-overlap/mutants, which no series names.
+    Mutants,
 }
 
 impl Variant {
@@ -250,6 +252,7 @@ impl Variant {
         match self {
             Self::Bench => "bench",
             Self::Debug => "debug",
+            Self::Mutants => "mutants",
         }
     }
 }
