@@ -50,6 +50,8 @@ struct Defect {
     first: u64,
     /// Recordings at most.
     recordings: u64,
+    /// Whether some commands stall.
+    stall: bool,
 }
 
 /// Recordings that are made, at most, to find one.
@@ -63,13 +65,28 @@ const ORDERED: Defect = Defect {
     alloc_written: true,
     first: 0,
     recordings: RECORDINGS,
+    stall: false,
 };
 
 /// None, and then each.
-const DEFECTS: [Defect; 6] = [
+const DEFECTS: [Defect; 9] = [
     Defect {
         name: NONE,
         recordings: 1,
+        stall: true,
+        ..ORDERED
+    },
+    Defect {
+        name: "kernel-commit-before-data",
+        number: 1,
+        stall: true,
+        ..ORDERED
+    },
+    Defect {
+        name: "kernel-commit-before-data-lock",
+        number: 1,
+        mode: Mode::DioreadLock,
+        stall: true,
         ..ORDERED
     },
     Defect {
@@ -80,6 +97,12 @@ const DEFECTS: [Defect; 6] = [
     Defect {
         name: "kernel-wrong-tid",
         number: 3,
+        ..ORDERED
+    },
+    Defect {
+        name: "kernel-tid-read-once",
+        number: 4,
+        alloc_written: false,
         ..ORDERED
     },
     // The first two plans have no sync by which an error is nobody's.
@@ -115,7 +138,7 @@ const MOUNTED: usize = 12;
 pub(super) fn explore(ctx: &Context, seed: u64, out: &Path) -> Result<Option<Report>> {
     let kernel = kernel::build(ctx, Flavour::Patched, Variant::Mutants, None)?.bzimage;
     let sockets = tempfile::tempdir().at("create a folder in", std::env::temp_dir())?;
-    let modes = [Mode::Ordered, Mode::FastCommitPlain];
+    let modes = [Mode::Ordered, Mode::DioreadLock, Mode::FastCommitPlain];
     let stack = (Stack::Async, false);
     let Some(mut recorder) = Recorder::boot(ctx, kernel, stack, &modes, out, sockets.path())?
     else {
@@ -162,10 +185,12 @@ fn look(recorder: &mut Recorder, defect: &Defect, seed: u64, report: &mut Report
     let mut states = 0;
     for plan in defect.first..defect.first + defect.recordings {
         interrupt::check()?;
+        recorder.stall_some(defect.stall)?;
         recorder.mutate(defect.number, defect.alloc_written)?;
         let recorded = recorder.record(mode, &mode.plan(seed, plan));
         let recording = recorded.map_err(|error| error.context(defect.name))?;
         recorder.mutate(0, defect.alloc_written)?;
+        recorder.stall_some(false)?;
         report.recordings += 1;
         let recording = Arc::new(recording);
         let limit = match mode.is_mounted() {

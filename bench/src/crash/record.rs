@@ -137,11 +137,7 @@ impl Recorder {
             println!("{}", Guest::dry_line(ctx, &config)?);
             return Ok(None);
         }
-        // Commands are under way together and complete out of order.
-        let latency = Latency {
-            points: vec![(0.0, 100_000), (50.0, 400_000), (100.0, 2_000_000)],
-        };
-        drive.set_latency(&Latency::default(), &latency)?;
+        drive.set_latency(&Latency::default(), &out_of_order())?;
         let mut guest = Guest::boot(ctx, &config)?;
         let write = 1;
         guest.sh(
@@ -168,6 +164,21 @@ impl Recorder {
             plans: 0,
             alloc_written: None,
         }))
+    }
+
+    /// Lets two commands of five take so long that whoever does not wait for them
+    /// is through before, on any host; or does not any more.
+    pub(super) fn stall_some(&mut self, stall: bool) -> Result<()> {
+        let mut latency = out_of_order();
+        if stall {
+            latency.points = vec![
+                (0.0, 100_000),
+                (60.0, 400_000),
+                (61.0, 40_000_000),
+                (100.0, 60_000_000),
+            ];
+        }
+        self.drive.set_latency(&Latency::default(), &latency)
     }
 
     /// Switches a defect on in a kernel that has them; 0 for none. And says how
@@ -300,6 +311,13 @@ impl Recorder {
                 .map_err(|error| Error::new(error.to_string()))
         };
         Ok([read(&logs[0])?, read(&logs[1])?])
+    }
+}
+
+/// Times of writes: commands are under way together and complete out of order.
+fn out_of_order() -> Latency {
+    Latency {
+        points: vec![(0.0, 100_000), (50.0, 400_000), (100.0, 2_000_000)],
     }
 }
 
