@@ -4,6 +4,7 @@
 
 mod explore;
 mod mode;
+mod mutants;
 mod record;
 mod report;
 
@@ -76,6 +77,8 @@ use std::time::{
 /// States of one recording, at most: many workloads tell more than many states
 /// of one.
 const PER_RECORDING: usize = 160;
+/// The same where the guest's kernel has to mount each, which takes a second.
+const PER_MOUNTED: usize = 6;
 /// Recordings without a state that is new before a run gives up.
 const VAIN: u32 = 20;
 /// Recordings of each run that mutants are made of.
@@ -100,7 +103,7 @@ pub(crate) struct Args {
     /// Only this stack; may be repeated [default: native and async].
     #[arg(long, value_enum)]
     stack: Vec<Stack>,
-    /// Only this file system; may be repeated [default: all but fast-commit-plain].
+    /// Only this file system; may be repeated [default: all but fast-commit].
     #[arg(long, value_enum)]
     mode: Vec<Mode>,
     /// Let the async stack write around the block layer what fsync waits for.
@@ -109,6 +112,9 @@ pub(crate) struct Args {
     /// Boot this bzImage instead of building one.
     #[arg(long, value_name = "BZIMAGE")]
     kernel: Option<PathBuf>,
+    /// Build a kernel with known defects, and say which of them are found.
+    #[arg(long, conflicts_with_all = ["states", "minutes", "stack", "mode", "lbio_writes", "kernel"])]
+    mutants: bool,
     /// Print the result as JSON.
     #[arg(long)]
     json: bool,
@@ -130,8 +136,18 @@ impl Args {
             mode: vec![Mode::Ordered, Mode::DioreadLock],
             lbio_writes: false,
             kernel: None,
+            mutants: false,
             json: false,
             out: Some(out),
+        }
+    }
+
+    /// The kernel with known defects.
+    pub(crate) fn mutants(out: PathBuf) -> Self {
+        let mutants = true;
+        Self {
+            mutants,
+            ..Self::short(1, Stack::Async, out)
         }
     }
 
@@ -176,6 +192,9 @@ pub(crate) fn run(ctx: &Context, args: &Args) -> Result<u8> {
 /// was wrong, and every mutant was caught. What was done, in words.
 pub(crate) fn check(ctx: &Context, args: &Args) -> Result<()> {
     let report = explore(ctx, args)?.ok_or_else(|| Error::new("a dry run explores nothing"))?;
+    if args.mutants {
+        return mutants::verdict(&report);
+    }
     if report.is_good() && report.states >= args.states {
         return Ok(());
     }
@@ -209,13 +228,21 @@ fn explore(ctx: &Context, args: &Args) -> Result<Option<Report>> {
         None => ctx.cache().join("crash"),
     };
     let begin = Instant::now();
+    if !ctx.dry_run {
+        recover::available().map_err(ours)?;
+        fs::create_dir_all(&out).at("create the folder", &out)?;
+    }
+    if args.mutants {
+        let Some(mut report) = mutants::explore(ctx, args.seed, &out)? else {
+            return Ok(None);
+        };
+        report.seconds = begin.elapsed().as_secs_f64();
+        files::write_whole(&out.join("crash.json"), &json(&report)?)?;
+        return Ok(Some(report));
+    }
     let bar = match ctx.dry_run {
         true => ProgressBar::hidden(),
-        false => {
-            recover::available().map_err(ours)?;
-            fs::create_dir_all(&out).at("create the folder", &out)?;
-            ctx.ui.bar("exploring crash states", args.states)
-        }
+        false => ctx.ui.bar("exploring crash states", args.states),
     };
     let mut run = Run {
         ctx,
@@ -350,9 +377,11 @@ impl Run<'_> {
             let plan = mode.plan(self.args.seed, number / modes.len() as u64);
             let recording = Arc::new(recorder.record(mode, &plan)?);
             let mut rng = Rng::with_seed(self.args.seed ^ number);
-            let limit = usize::try_from(missing)
-                .unwrap_or(usize::MAX)
-                .min(PER_RECORDING);
+            let most = match mode.is_mounted() {
+                true if modes.len() > 1 => PER_MOUNTED,
+                _ => PER_RECORDING,
+            };
+            let limit = usize::try_from(missing).unwrap_or(usize::MAX).min(most);
             let before = self.seen.images();
             let states = enumerate(
                 &recording.history,

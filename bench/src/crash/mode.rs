@@ -63,11 +63,11 @@ pub(super) enum Mode {
 }
 
 impl Mode {
-    /// All of them but `FastCommitPlain`, whose states take a mount each.
+    /// All of them but `FastCommit`, which no kernel recovers as it should.
     pub(super) const ALL: [Self; 5] = [
         Self::Ordered,
         Self::DioreadLock,
-        Self::FastCommit,
+        Self::FastCommitPlain,
         Self::Writeback,
         Self::Journal,
     ];

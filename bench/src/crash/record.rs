@@ -75,6 +75,8 @@ pub(super) struct Recorder {
     dir: PathBuf,
     /// Plans so far: what the guest has read of one file it may remember.
     plans: u64,
+    /// Whether fsync allocates new blocks as written ones; by turns if not said.
+    alloc_written: Option<bool>,
 }
 
 impl Recorder {
@@ -135,11 +137,7 @@ impl Recorder {
             println!("{}", Guest::dry_line(ctx, &config)?);
             return Ok(None);
         }
-        // Commands are under way together and complete out of order.
-        let latency = Latency {
-            points: vec![(0.0, 100_000), (50.0, 400_000), (100.0, 2_000_000)],
-        };
-        drive.set_latency(&Latency::default(), &latency)?;
+        drive.set_latency(&Latency::default(), &out_of_order())?;
         let mut guest = Guest::boot(ctx, &config)?;
         let write = 1;
         guest.sh(
@@ -164,7 +162,34 @@ impl Recorder {
             images,
             dir: dir.to_path_buf(),
             plans: 0,
+            alloc_written: None,
         }))
+    }
+
+    /// Lets two commands of five take so long that whoever does not wait for them
+    /// is through before, on any host; or does not any more.
+    pub(super) fn stall_some(&mut self, stall: bool) -> Result<()> {
+        let mut latency = out_of_order();
+        if stall {
+            latency.points = vec![
+                (0.0, 100_000),
+                (60.0, 400_000),
+                (61.0, 40_000_000),
+                (100.0, 60_000_000),
+            ];
+        }
+        self.drive.set_latency(&Latency::default(), &latency)
+    }
+
+    /// Switches a defect on in a kernel that has them; 0 for none. And says how
+    /// fsync allocates blocks from now on.
+    pub(super) fn mutate(&mut self, number: u32, alloc_written: bool) -> Result<()> {
+        self.alloc_written = Some(alloc_written);
+        self.guest.sh(
+            &format!("echo {number} > /sys/module/jbd2/parameters/mutant"),
+            PATIENCE,
+        )?;
+        Ok(())
     }
 
     /// Lets the guest do what `plan` says on a fresh file system.
@@ -247,12 +272,21 @@ impl Recorder {
         let options = [mode.mount_option(), self.stack.mount_options()];
         let options: Vec<&str> = options.into_iter().filter(|o| !o.is_empty()).collect();
         // Commits start early for any number of threads: more orders to see.
-        let early = match self.stack {
-            Stack::Async => "\necho 99 > /sys/fs/ext4/nvme0n1/fsync_early_max",
-            Stack::Native | Stack::Off => "",
+        let knobs = match self.stack {
+            Stack::Async => {
+                // The recordings of a mode are those of every so many plans.
+                let round = self.plans.saturating_sub(1) / self.images.len().max(1) as u64;
+                let alloc_written = self.alloc_written.unwrap_or(round.is_multiple_of(2));
+                format!(
+                    "\ncd /sys/fs/ext4/nvme0n1\necho 99 > fsync_early_max\n\
+                     echo {} > fsync_alloc_written\ncd /",
+                    u8::from(alloc_written)
+                )
+            }
+            Stack::Native | Stack::Off => String::new(),
         };
         format!(
-            "mount -t ext4 -o {} /dev/nvme0n1 {MOUNT}{early}",
+            "mount -t ext4 -o {} /dev/nvme0n1 {MOUNT}{knobs}",
             options.join(",")
         )
     }
@@ -277,6 +311,13 @@ impl Recorder {
                 .map_err(|error| Error::new(error.to_string()))
         };
         Ok([read(&logs[0])?, read(&logs[1])?])
+    }
+}
+
+/// Times of writes: commands are under way together and complete out of order.
+fn out_of_order() -> Latency {
+    Latency {
+        points: vec![(0.0, 100_000), (50.0, 400_000), (100.0, 2_000_000)],
     }
 }
 

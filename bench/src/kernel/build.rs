@@ -103,9 +103,15 @@ impl Job {
         let origin = Origin::new(&base, source)?;
         let out = folder(ctx, &origin, flavour, variant);
         Ok(Self {
-            steps: match flavour {
-                Flavour::Native => Vec::new(),
-                Flavour::Patched => series::load(ctx.root())?,
+            steps: match (flavour, variant) {
+                (Flavour::Native, Variant::Mutants) => {
+                    return Err(
+                        Error::new("mutants are of the patched kernel").hint("leave out --native")
+                    );
+                }
+                (Flavour::Native, _) => Vec::new(),
+                (Flavour::Patched, Variant::Mutants) => series::load_mutants(ctx.root())?,
+                (Flavour::Patched, _) => series::load(ctx.root())?,
             },
             fragments: Fragments::of(ctx.root(), flavour, variant)?,
             base,
@@ -183,14 +189,15 @@ impl Job {
         Ok(())
     }
 
-    /// Starts the build folder as a copy of the other flavour's, where most
-    /// objects are the same; gives whether there was one.
+    /// Starts the build folder as a copy of another one, where most objects
+    /// are the same; gives whether there was one.
     fn seed(&self, ctx: &Context) -> Result<bool> {
-        let other = match self.flavour {
-            Flavour::Native => Flavour::Patched,
-            Flavour::Patched => Flavour::Native,
+        let (flavour, variant) = match (self.flavour, self.variant) {
+            (_, Variant::Mutants) => (Flavour::Patched, Variant::Bench),
+            (Flavour::Native, variant) => (Flavour::Patched, variant),
+            (Flavour::Patched, variant) => (Flavour::Native, variant),
         };
-        let from = folder(ctx, &self.origin, other, self.variant);
+        let from = folder(ctx, &self.origin, flavour, variant);
         if !stamp_path(&from).is_file() {
             return Ok(false);
         }

@@ -54,7 +54,7 @@ impl Fragments {
     pub(crate) fn of(root: &Path, flavour: Flavour, variant: Variant) -> Result<Self> {
         let mut names = vec!["base"];
         match variant {
-            Variant::Bench => {}
+            Variant::Bench | Variant::Mutants => {}
             Variant::Debug => names.push("debug"),
             Variant::Kasan => names.extend(["debug", "kasan"]),
         }

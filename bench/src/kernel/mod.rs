@@ -244,6 +244,8 @@ pub(crate) enum Variant {
     Debug,
     /// That + `kasan.config`: every access to memory checked; by clang, as Rust needs.
     Kasan,
+    /// As bench, with the defects of jbd-overlap/mutants, which no series names.
+    Mutants,
 }
 
 impl Variant {
@@ -253,13 +255,14 @@ impl Variant {
             Self::Bench => "bench",
             Self::Debug => "debug",
             Self::Kasan => "kasan",
+            Self::Mutants => "mutants",
         }
     }
 
     /// What compiles it.
     fn compiler(self) -> Compiler {
         match self {
-            Self::Bench | Self::Debug => Compiler::Gcc,
+            Self::Bench | Self::Debug | Self::Mutants => Compiler::Gcc,
             Self::Kasan => Compiler::Clang,
         }
     }

@@ -31,6 +31,9 @@ use std::path::{
     PathBuf, //
 };
 
+/// The patch with the crash explorer's defects, in the folder of that name.
+const MUTANTS: &str = "mutants.patch";
+
 /// One entry of the series: what it says, not yet what it contains.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Line {
@@ -98,6 +101,14 @@ pub(crate) fn load(root: &Path) -> Result<Vec<Step>> {
     Ok(steps)
 }
 
+/// The series and, on top of it, the defects that the crash explorer must find.
+pub(super) fn load_mutants(root: &Path) -> Result<Vec<Step>> {
+    let path = root.join("jbd-overlap/mutants").join(MUTANTS);
+    let mut steps = load(root)?;
+    steps.push(patch(MUTANTS.to_owned(), path)?);
+    Ok(steps)
+}
+
 /// Parses one line; `None` for a comment or an empty line.
 fn parse_line(line: &str) -> Result<Option<Line>> {
     let line = line.split('#').next().unwrap_or_default();
@@ -152,9 +163,24 @@ fn file_name(text: &str) -> Result<String> {
     relative(text)
 }
 
-fn load_step(root: &Path, line: Line) -> Result<Step> {
+/// The step of the patch in `path`.
+fn patch(name: String, path: PathBuf) -> Result<Step> {
+    let text = fs::read(&path).at("read the patch", &path)?;
     let mut hash = Sha256::new();
     // Lengths keep apart what would otherwise run together.
+    for bytes in [b"patch".as_slice(), &text] {
+        hash.update((bytes.len() as u64).to_le_bytes());
+        hash.update(bytes);
+    }
+    Ok(Step {
+        name,
+        change: Change::Patch(path),
+        hash: format!("{:x}", hash.finalize()),
+    })
+}
+
+fn load_step(root: &Path, line: Line) -> Result<Step> {
+    let mut hash = Sha256::new();
     let mut add = |bytes: &[u8]| {
         hash.update((bytes.len() as u64).to_le_bytes());
         hash.update(bytes);
@@ -162,9 +188,7 @@ fn load_step(root: &Path, line: Line) -> Result<Step> {
     let (name, change) = match line {
         Line::Patch(name) => {
             let path = root.join("linux/patches").join(&name);
-            add(b"patch");
-            add(&fs::read(&path).at("read the patch", &path)?);
-            (name, Change::Patch(path))
+            return patch(name, path);
         }
         Line::Tree {
             src,

@@ -290,6 +290,7 @@ pub(super) fn run(ctx: &Context, suite: &mut Suite) {
     suite.case("guest/crash-states-lbio-writes", || {
         crash_states_lbio_writes(ctx)
     });
+    suite.case("guest/crash-mutants", || crash_mutants(ctx));
 }
 
 fn start(ctx: &Context, group: &Group) -> Result<Fixture> {
@@ -303,7 +304,7 @@ fn start(ctx: &Context, group: &Group) -> Result<Fixture> {
         _ => None,
     };
     let patience = match group.variant {
-        Variant::Bench | Variant::Debug => 1,
+        Variant::Bench | Variant::Debug | Variant::Mutants => 1,
         Variant::Kasan => 5,
     };
     let out = ctx.cache_dir("test")?;
@@ -371,6 +372,12 @@ fn crash_states(ctx: &Context) -> Result<Outcome> {
 fn crash_states_lbio_writes(ctx: &Context) -> Result<Outcome> {
     let out = ctx.cache_dir("test/crash-lbio")?;
     let args = crash::Args::short(CRASH_STATES / 2, Stack::Async, out).with_lbio_writes();
+    crash::check(ctx, &args).map(|()| Outcome::Passed)
+}
+
+/// Every defect of a kernel made for that must be found.
+fn crash_mutants(ctx: &Context) -> Result<Outcome> {
+    let args = crash::Args::mutants(ctx.cache_dir("test/crash-mutants")?);
     crash::check(ctx, &args).map(|()| Outcome::Passed)
 }
 

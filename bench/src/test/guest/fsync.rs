@@ -191,7 +191,14 @@ fn overlaps(f: &mut Fixture) -> Result<()> {
         ("back", "overwrite-fdatasync --bs 4096", 2, 1),
         ("through", "overwrite-fdatasync --bs 4096", 1, 1),
     ];
-    waits(f, "^fast_commit", &rows)
+    waits(f, "^fast_commit", &rows)?;
+    // Blocks that need no conversion.
+    fresh(f, "/dev/nvme0n1", "aios", "through", true)?;
+    f.sh("echo 1 > /sys/fs/ext4/nvme0n1/fsync_alloc_written")?;
+    let median = median_waits(f, "append-fsync --bs 4096")?;
+    check((2.0..2.8).contains(&median), || {
+        format!("allocated as written: {median:.2} waits")
+    })
 }
 
 /// The same with fast commits.
@@ -213,12 +220,7 @@ fn waits(f: &mut Fixture, feature: &str, rows: &[(&str, &str, u32, u32)]) -> Res
     for &(cache, work, native, overlapped) in rows {
         for (enabled, waits) in [(false, native), (true, overlapped)] {
             fresh_with(f, "/dev/nvme0n1", feature, "aios", cache, enabled)?;
-            f.set_latency(WAIT_MS)?;
-            let done = f.sh(&format!(
-                "/aios-guest work {work} --file /mnt/t/data --ops 16 --warmup 4"
-            ));
-            f.set_latency(0)?;
-            let median = median_ns(&done?)? as f64 / (WAIT_MS * 1_000_000) as f64;
+            let median = median_waits(f, work)?;
             let row = || format!("write {cache}, {work}, {enabled}: {median:.2} waits");
             check(
                 (f64::from(waits)..f64::from(waits) + 0.8).contains(&median),
@@ -227,6 +229,16 @@ fn waits(f: &mut Fixture, feature: &str, rows: &[(&str, &str, u32, u32)]) -> Res
         }
     }
     Ok(())
+}
+
+/// Serial waits of the median call.
+fn median_waits(f: &mut Fixture, work: &str) -> Result<f64> {
+    f.set_latency(WAIT_MS)?;
+    let done = f.sh(&format!(
+        "/aios-guest work {work} --file /mnt/t/data --ops 16 --warmup 4"
+    ));
+    f.set_latency(0)?;
+    Ok(median_ns(&done?)? as f64 / (WAIT_MS * 1_000_000) as f64)
 }
 
 /// What the drive was sent.

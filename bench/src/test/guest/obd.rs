@@ -497,7 +497,7 @@ END
                rmmod obd; insmod $module
            done
            rm $raw $raw.layer $raw.disk /run/got";
-    f.guest.sh(&script, LONG).map(drop)
+    f.long(&script).map(drop)
 }
 
 /// A blob on a drive that LBIO reads: into pages of LBIO's, and decoded from there.
