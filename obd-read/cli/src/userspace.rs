@@ -298,6 +298,8 @@ pub(crate) fn kernel_log() -> Result<Sink> {
         let line = line
             .get(..line.floor_char_boundary(MOST))
             .unwrap_or_default();
+        // Without an end it is shown together with what somebody logs next.
+        let line = format!("{line}\n");
         // As above.
         let _ = (&log).write_all(line.as_bytes());
     }))

@@ -116,6 +116,7 @@ pub(super) fn no_room(f: &mut Fixture) -> Result<()> {
            mount -o remount,size=20m .
            sync $dev || { sleep 11; sync $dev; }
            committed() { [ $(stat commits) -gt 0 ] && [ $(stat dirty_bytes) = 0 ]; }; soon committed
+           again() { dmesg | grep -q \"${dev#/dev/}: layers are committed again\"; }; soon again
            [ $(stat failed_commits) -gt 0 ] || { cat /sys/kernel/config/obd/w/stats >&2; exit 1; }
            $obd detach w
            dev=$($obd attach --name r disk/image.json); cmp -n 4000000 /run/data $dev >&2
