@@ -6,7 +6,6 @@ use super::groups::{
     OBD,
     OBD_DEBUG, //
 };
-
 use super::obd_rw::{
     again,
     place, //
