@@ -7,6 +7,7 @@ mod durable;
 pub mod faults;
 mod mapping;
 pub mod marker;
+pub mod new_blocks;
 pub mod obd_writer;
 pub mod protocol;
 pub mod race;

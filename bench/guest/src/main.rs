@@ -2,8 +2,8 @@
 //! Init and agent of the measured guest, and its small workloads.
 //!
 //! As process 1 it builds the guest's root and serves the harness; called by
-//! hand, `aios-guest work …`, `… race`, `… faults`, `… sync` and `… obd-writer` run a workload and
-//! print one line of JSON.
+//! hand, `aios-guest work …`, `… race`, `… faults`, `… new-blocks`, `… sync` and
+//! `… obd-writer` run a workload and print one line of JSON.
 
 mod agent;
 mod init;
@@ -11,6 +11,7 @@ mod sys;
 
 use aios_guest::crash::Crash;
 use aios_guest::faults::Faults;
+use aios_guest::new_blocks::NewBlocks;
 use aios_guest::obd_writer::ObdWriter;
 use aios_guest::race::Race;
 use aios_guest::sync::Sync;
@@ -39,6 +40,8 @@ enum Command {
     Race(Race),
     /// Touch pages of a mapped file, and check what is in them.
     Faults(Faults),
+    /// Let direct reads race with syncs that give a file its blocks.
+    NewBlocks(NewBlocks),
     /// Carry out a plan of the crash explorer.
     Crash(Crash),
     /// Make synced changes that can be checked after a crash.
@@ -61,6 +64,7 @@ fn main() -> ExitCode {
         Command::Work(work) => report(work.run()),
         Command::Race(race) => report(race.run()),
         Command::Faults(faults) => report(faults.run()),
+        Command::NewBlocks(blocks) => report(blocks.run()),
         Command::Crash(crash) => report(crash.run()),
         Command::Sync(sync) => report(sync.run()),
         Command::ObdWriter(writer) => report(writer.run()),

@@ -38,11 +38,21 @@ use fastrand::Rng;
 use std::path::Path;
 use std::sync::Arc;
 
+/// How a defect shows.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Look {
+    /// In what a power cut leaves.
+    AfterPowerCuts,
+    /// In what direct reads see while blocks are allocated.
+    InDirectReads,
+}
+
 /// A defect of the kernel, and where to look for it.
 struct Defect {
     name: &'static str,
     /// Its number in `enum jbd2_mutant`, 0 for none.
     number: u32,
+    look: Look,
     mode: Mode,
     /// Whether fsync's new blocks are allocated as written ones.
     alloc_written: bool,
@@ -61,6 +71,7 @@ const RECORDINGS: u64 = 12;
 const ORDERED: Defect = Defect {
     name: "",
     number: 0,
+    look: Look::AfterPowerCuts,
     mode: Mode::Ordered,
     alloc_written: true,
     first: 0,
@@ -68,8 +79,15 @@ const ORDERED: Defect = Defect {
     stall: false,
 };
 
+/// Where blocks could show what they held before.
+const NEW_BLOCKS: Defect = Defect {
+    look: Look::InDirectReads,
+    stall: true,
+    ..ORDERED
+};
+
 /// None, and then each.
-const DEFECTS: [Defect; 9] = [
+const DEFECTS: [Defect; 11] = [
     Defect {
         name: NONE,
         recordings: 1,
@@ -125,6 +143,17 @@ const DEFECTS: [Defect; 9] = [
         mode: Mode::FastCommitPlain,
         ..ORDERED
     },
+    // Direct reads that take their time, and those for which nobody waits.
+    Defect {
+        name: NONE,
+        number: 8,
+        ..NEW_BLOCKS
+    },
+    Defect {
+        name: "kernel-inode-unlocked",
+        number: 9,
+        ..NEW_BLOCKS
+    },
 ];
 /// The kernel as it should be.
 const NONE: &str = "none";
@@ -150,7 +179,10 @@ pub(super) fn explore(ctx: &Context, seed: u64, out: &Path) -> Result<Option<Rep
     };
     let bar = ctx.ui.bar("looking for defects", DEFECTS.len() as u64);
     for defect in &DEFECTS {
-        let found = look(&mut recorder, defect, seed, &mut report)?;
+        let found = match defect.look {
+            Look::AfterPowerCuts => cut(&mut recorder, defect, seed, &mut report)?,
+            Look::InDirectReads => read(&mut recorder, defect)?,
+        };
         bar.inc(1);
         match (defect.name, found.found) {
             (NONE, Some(what)) => {
@@ -179,7 +211,7 @@ struct Found {
 }
 
 /// Records until a state breaks a promise.
-fn look(recorder: &mut Recorder, defect: &Defect, seed: u64, report: &mut Report) -> Result<Found> {
+fn cut(recorder: &mut Recorder, defect: &Defect, seed: u64, report: &mut Report) -> Result<Found> {
     let mode = defect.mode;
     let mut checker = Checker::new(SIZE).map_err(ours)?;
     let mut states = 0;
@@ -225,6 +257,16 @@ fn look(recorder: &mut Recorder, defect: &Defect, seed: u64, report: &mut Report
         states,
         found: None,
     })
+}
+
+/// Lets direct reads race with syncs that allocate blocks.
+fn read(recorder: &mut Recorder, defect: &Defect) -> Result<Found> {
+    recorder.stall_some(defect.stall)?;
+    recorder.mutate(defect.number, defect.alloc_written)?;
+    let found = recorder.read_new_blocks(defect.mode)?;
+    recorder.mutate(0, defect.alloc_written)?;
+    recorder.stall_some(false)?;
+    Ok(Found { states: 0, found })
 }
 
 /// What was not found, in words.

@@ -40,6 +40,7 @@ use aios_disk::write_log::{
 };
 use aios_guest::GUEST_BINARY;
 use aios_guest::crash::Plan;
+use aios_guest::new_blocks::STALE;
 use std::collections::BTreeMap;
 use std::fs::{
     self,
@@ -256,6 +257,27 @@ impl Recorder {
             }
         }
         Ok(image)
+    }
+
+    /// Lets direct reads race with syncs that give a file its blocks, on a fresh file
+    /// system; what they saw that nobody stored.
+    pub(super) fn read_new_blocks(&mut self, mode: Mode) -> Result<Option<String>> {
+        let (path, _) = self.image(mode)?;
+        self.drive.load(&path)?;
+        let done = self.guest.sh(
+            &format!(
+                "{}\n\
+                 {GUEST_BINARY} new-blocks --file {MOUNT}/new --rounds 3 2>&1 || :\n\
+                 umount {MOUNT}\n",
+                self.mount_line(mode),
+            ),
+            PATIENCE,
+        )?;
+        match done.trim() {
+            stale if stale.contains(STALE) => Ok(Some(stale.to_owned())),
+            read if read.contains("\"reads\"") && !read.contains("\"reads\":0") => Ok(None),
+            other => Err(Error::new(other)),
+        }
     }
 
     /// Ends the guest; its log must be clean.
