@@ -334,6 +334,12 @@ fn in_guests(
     let calibration = target.calibrate(args.device)?;
     bar.finish_and_clear();
     ctx.ui.say(calibration.describe());
+    if target.sleeps() {
+        ctx.ui.say(
+            "the guest has as many CPUs as this machine, and the drive needs some: async never \
+             spins",
+        );
+    }
     for (flavour, (bzimage, build)) in [Flavour::Native, Flavour::Patched]
         .into_iter()
         .zip(&kernels)
@@ -348,6 +354,7 @@ fn in_guests(
     provenance.guest = Some(GuestInfo {
         qemu: target.qemu_lines(),
         cpus: args.cpus(),
+        sleeps: target.sleeps(),
         memory_mib: args.memory,
         kvm: target.is_kvm(),
         iommu: args.iommu,

@@ -78,6 +78,7 @@ pub(crate) fn provenance() -> Provenance {
         guest: Some(GuestInfo {
             qemu: vec!["qemu-system-x86_64 -append 'a b' | <native>".to_owned()],
             cpus: 1,
+            sleeps: false,
             memory_mib: 512,
             kvm: false,
             iommu: Iommu::Lazy,

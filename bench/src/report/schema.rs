@@ -343,6 +343,10 @@ pub(crate) struct GuestInfo {
     pub(crate) qemu: Vec<String>,
     /// Virtual processors.
     pub(crate) cpus: u32,
+    /// Whether async slept for the drive at once and never spun, because the
+    /// drive needed the processors of the host.
+    #[serde(default)]
+    pub(crate) sleeps: bool,
     /// Memory in MiB.
     pub(crate) memory_mib: u32,
     /// Whether KVM ran it; software emulation otherwise.

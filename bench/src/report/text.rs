@@ -118,8 +118,12 @@ pub(crate) fn facts(provenance: &Provenance) -> Vec<(String, String)> {
         facts.push((
             "guest".to_owned(),
             format!(
-                "{} CPUs, {} MiB, {}, IOMMU {}, drive image {}",
+                "{} CPUs{}, {} MiB, {}, IOMMU {}, drive image {}",
                 guest.cpus,
+                match guest.sleeps {
+                    true => ", as many as the machine, so async never spins",
+                    false => "",
+                },
                 guest.memory_mib,
                 if guest.kvm {
                     "KVM"
