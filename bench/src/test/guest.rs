@@ -68,6 +68,9 @@ const DRIVE_BYTES: u64 = 512 << 20;
 /// Crash states that are explored.
 const CRASH_STATES: u64 = 1000;
 
+/// The same of a read-write disk.
+const DISK_STATES: u64 = 300;
+
 /// A script in the guest may take this long.
 const SCRIPT_TIMEOUT: Duration = Duration::from_secs(120);
 
@@ -290,6 +293,7 @@ pub(super) fn run(ctx: &Context, suite: &mut Suite) {
     suite.case("guest/crash-states-lbio-writes", || {
         crash_states_lbio_writes(ctx)
     });
+    suite.case("guest/crash-states-rw-disk", || crash_states_rw_disk(ctx));
     suite.case("guest/crash-mutants", || crash_mutants(ctx));
 }
 
@@ -372,6 +376,12 @@ fn crash_states(ctx: &Context) -> Result<Outcome> {
 fn crash_states_lbio_writes(ctx: &Context) -> Result<Outcome> {
     let out = ctx.cache_dir("test/crash-lbio")?;
     let args = crash::Args::short(CRASH_STATES / 2, Stack::Async, out).with_lbio_writes();
+    crash::check(ctx, &args).map(|()| Outcome::Passed)
+}
+
+/// Some of a read-write disk whose layers are on the drive.
+fn crash_states_rw_disk(ctx: &Context) -> Result<Outcome> {
+    let args = crash::Args::rw_disk(DISK_STATES, ctx.cache_dir("test/crash-rw")?);
     crash::check(ctx, &args).map(|()| Outcome::Passed)
 }
 
