@@ -705,13 +705,14 @@ impl AttributeOperations<5> for Config {
         };
         let device = attached.disk.queue_data();
         let stack = device.stack();
-        let (memory, frozen) = device.dirty().map_or((0, 0), |dirty| dirty.memory());
+        let (memory, frozen, most) = device.dirty().map_or((0, 0, 0), |dirty| dirty.memory());
         print(
             page,
             fmt!(
                 "reads {}\nzeros {}\ndirect {}\nfetched {}\nsectors {}\nerrors {}\n\
                  index_bytes {}\ntable_bytes {}\n\
-                 writes {}\ndirty_bytes {}\nfrozen_bytes {}\ncommits {}\nfailed_commits {}\n",
+                 writes {}\ndirty_bytes {}\nfrozen_bytes {}\nmost_bytes {}\ncommits {}\n\
+                 failed_commits {}\n",
                 device.counts.reads.load(Relaxed),
                 device.counts.zeros.load(Relaxed),
                 device.counts.direct.load(Relaxed),
@@ -723,6 +724,7 @@ impl AttributeOperations<5> for Config {
                 device.counts.writes.load(Relaxed),
                 memory,
                 frozen,
+                most,
                 device.counts.commits.load(Relaxed),
                 device.counts.failed_commits.load(Relaxed),
             ),

@@ -149,6 +149,8 @@ struct State {
     since: Instant<Monotonic>,
     frozen: Option<Arc<Frozen>>,
     last_id: u64,
+    /// Most bytes of memory that were ever in use.
+    most: usize,
     /// How often something was frozen or stacked.
     round: u64,
     /// Number of the image that has all that is not here, see [`Stack::number`].
@@ -284,6 +286,7 @@ impl Dirty {
                         since: Instant::now(),
                         frozen: None,
                         last_id: 0,
+                        most: 0,
                         round: 0,
                         newest: 0,
                         writes: list()?,
@@ -308,12 +311,12 @@ impl Dirty {
         !self.any.load(Acquire)
     }
 
-    /// Bytes of memory in use, and of these in the frozen layer.
-    pub(crate) fn memory(&self) -> (usize, usize) {
+    /// Bytes of memory in use, of these in the frozen layer, and most that ever were.
+    pub(crate) fn memory(&self) -> (usize, usize, usize) {
         let state = self.state.lock();
         let frozen = state.frozen.as_ref();
         let frozen = frozen.map_or(0, |frozen| frozen.blocks.memory());
-        (state.memory(), frozen)
+        (state.memory(), frozen, state.most)
     }
 
     /// Copies what is here of the `len` bytes from byte `offset` of the disk on to `to`, as far as
@@ -532,6 +535,7 @@ impl Dirty {
         };
         self.begins(&mut state);
         state.active.set(piece.block, entry, &mut hand.leaf);
+        state.most = state.most.max(state.memory());
         if state.frozen.is_none() && state.is_large(&self.limits) {
             self.changed.notify_all();
         }
@@ -702,10 +706,12 @@ impl Dirty {
         self.end_flushes(|state| &mut state.committing, Ok(()));
     }
 
-    /// The frozen layer `id` could not be made a layer of the image: flushes that wait for it fail.
+    /// The frozen layer `id` could not be made a layer of the image: flushes fail, those that wait
+    /// for it, and those that came since, too, which wait for it before all else.
     pub(crate) fn failed(&self, id: u64, error: Error) -> Result {
         self.frozen(id)?;
         self.end_flushes(|state| &mut state.committing, Err(error));
+        self.end_flushes(|state| &mut state.flushes, Err(error));
         Ok(())
     }
 

@@ -3,6 +3,7 @@
 //! system, the same on every recovery; what was acknowledged is there; what was
 //! never written does not show.
 
+use crate::disk;
 use crate::error::Result;
 use crate::ext4::{
     self,
@@ -33,8 +34,10 @@ pub struct Recording {
     pub initial: Arc<Vec<u8>>,
     /// What the drive received.
     pub history: History,
-    /// What each thread did.
+    /// What each thread did to files.
     pub models: Vec<Arc<Model>>,
+    /// What all of them did to a disk, if that is what is on the drive.
+    pub disk: Option<Arc<disk::Model>>,
     /// How far contents are promised.
     pub promise: Promise,
 }
@@ -57,8 +60,20 @@ impl Recording {
             initial,
             history,
             models,
+            disk: None,
             promise,
         })
+    }
+
+    /// Of `plan` for the disk on a drive that held `initial`.
+    pub fn of_disk(plan: &Plan, initial: Arc<Vec<u8>>, history: History) -> Self {
+        Self {
+            initial,
+            history,
+            models: Vec::new(),
+            disk: Some(Arc::new(disk::Model::new(plan.clone()))),
+            promise: Promise::NothingStale,
+        }
     }
 
     /// The same workload with another history.
@@ -67,6 +82,7 @@ impl Recording {
             initial: Arc::clone(&self.initial),
             history,
             models: self.models.clone(),
+            disk: self.disk.clone(),
             promise: self.promise,
         }
     }
@@ -179,8 +195,13 @@ impl Checker {
         if let Err(what) = self.scratch.verify()? {
             return violation(Kind::Unclean, what);
         }
-        if let Err(what) = contents(recording, marks, self.scratch.bytes()) {
-            return violation(Kind::Contents, what);
+        let found = match &recording.disk {
+            Some(disk) => disk.check(&recording.history, marks, self.scratch.bytes()),
+            None => contents(recording, marks, self.scratch.bytes())
+                .map_err(|what| (Kind::Contents, what)),
+        };
+        if let Err((kind, what)) = found {
+            return violation(kind, what);
         }
         self.recovered.copy_from_slice(self.scratch.bytes());
         if let Err(what) = self.scratch.recover()? {

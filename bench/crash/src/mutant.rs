@@ -42,6 +42,12 @@ impl Mutant {
         }
     }
 
+    /// Whether it breaks a recording, of a disk or of files: in layers nothing tells data from
+    /// the rest.
+    pub fn breaks(self, disk: bool) -> bool {
+        !(disk && self == Self::CommitBeforeData)
+    }
+
     /// What the recording of a drive that held `initial` becomes.
     pub fn apply(self, history: &History, initial: &[u8]) -> Result<History, String> {
         let mut broken = history.clone();

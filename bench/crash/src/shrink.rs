@@ -85,6 +85,22 @@ pub fn story(recording: &Recording, state: &State, violation: &Violation) -> Str
             let _ = writeln!(text, "  t{thread} {number:>3}  {op}{note}");
         }
     }
+    for (thread, ops) in recording
+        .disk
+        .iter()
+        .flat_map(|disk| (0..).zip(&disk.plan().threads))
+    {
+        let acked = recording.history.acknowledged(thread, state.marks);
+        let last = acked.iter().max().copied();
+        for (number, op) in ops.iter().enumerate() {
+            let note = if Some(number) == last {
+                "   acknowledged"
+            } else {
+                ""
+            };
+            let _ = writeln!(text, "  t{thread} {number:>3}  {op}{note}");
+        }
+    }
     let history = &recording.history;
     let journal = journal(&recording.initial).unwrap_or_default();
     let describe = |index: usize| {

@@ -71,10 +71,12 @@ impl Job {
             Mode::Buffered => "buffered",
             Mode::Direct => "direct",
             Mode::Uring => "uring",
-            Mode::Fsync => return format!("{access}-{}k-fsync", self.block_kib),
+            Mode::Fsync => "fsync",
         };
         let width = if self.threads > 1 {
             format!("t{}", self.threads)
+        } else if self.mode == Mode::Fsync {
+            return format!("{access}-{}k-{mode}", self.block_kib);
         } else {
             format!("qd{}", self.depth)
         };

@@ -10,6 +10,7 @@ mod image;
 mod machine;
 mod obd;
 mod output;
+mod rw;
 mod sample;
 mod schedule;
 mod script;
@@ -79,6 +80,8 @@ enum Suite {
     Lbio,
     /// The driver of overlaybd images: against ublk, EROFS, squashfs and none.
     Obd,
+    /// Writes and fsyncs on a read-write disk of layers: against the drive itself.
+    Rw,
 }
 
 /// Options of `aios compare`.
@@ -120,7 +123,7 @@ pub(crate) struct Args {
     /// IOMMU mode of the guest.
     #[arg(long, value_enum, default_value_t = Iommu::Lazy, conflicts_with = "host")]
     iommu: Iommu,
-    /// Virtual processors; more than the machine can run beside the drive add noise [default: 1; 2 with `--suite lbio`].
+    /// Virtual processors; more than the machine can run beside the drive add noise [default: 1; 2 with `--suite lbio` and `rw`].
     #[arg(long, value_name = "N", conflicts_with = "host", value_parser = clap::value_parser!(u32).range(1..=16))]
     cpus: Option<u32>,
     /// Memory of a guest; the database has 667 MiB, fio's file 512.
@@ -155,7 +158,10 @@ pub(crate) struct Args {
 impl Args {
     /// Virtual processors of a guest.
     fn cpus(&self) -> u32 {
-        let of_suite = if self.suite == Suite::Lbio { 2 } else { 1 };
+        let of_suite = match self.suite {
+            Suite::Lbio | Suite::Rw => 2,
+            Suite::Stack | Suite::Obd => 1,
+        };
         self.cpus.unwrap_or(of_suite)
     }
 
@@ -192,6 +198,28 @@ pub(crate) fn run(ctx: &Context, args: &Args) -> Result<u8> {
             ctx,
             &obd::Options {
                 instructions: args.instructions,
+                quick: args.quick,
+                only: &args.only,
+                list: args.list,
+                json: args.json,
+                pairs: args.pairs,
+                out: args.out.as_deref(),
+                seed: args.seed.unwrap_or_else(|| fastrand::u64(..)),
+                device: args.device,
+                iommu: args.iommu,
+                cpus: args.cpus(),
+                accel: args.accel,
+                source: args.source.as_deref(),
+            },
+        );
+    }
+    if args.suite == Suite::Rw && !args.instructions {
+        if args.memory != emulated::MEMORY_MIB || !args.append.is_empty() {
+            return Err(Error::new("--memory and --append are not for --suite rw"));
+        }
+        return rw::run(
+            ctx,
+            &rw::Options {
                 quick: args.quick,
                 only: &args.only,
                 list: args.list,

@@ -23,6 +23,7 @@ use crate::kernel::{
     self,
     Variant, //
 };
+use crate::obd_tool;
 use crate::setup::{
     self,
     Need, //
@@ -56,6 +57,7 @@ use mode::{
     SIZE, //
 };
 use record::{
+    Obd,
     Recorder,
     ours, //
 };
@@ -103,7 +105,7 @@ pub(crate) struct Args {
     /// Only this stack; may be repeated [default: native and async].
     #[arg(long, value_enum)]
     stack: Vec<Stack>,
-    /// Only this file system; may be repeated [default: all but fast-commit].
+    /// Only this file system; may be repeated [default: all but fast-commit and rw-disk].
     #[arg(long, value_enum)]
     mode: Vec<Mode>,
     /// Let the async stack write around the block layer what fsync waits for.
@@ -142,6 +144,15 @@ impl Args {
         }
     }
 
+    /// A read-write disk on one stack.
+    pub(crate) fn rw_disk(states: u64, out: PathBuf) -> Self {
+        let mode = vec![Mode::RwDisk];
+        Self {
+            mode,
+            ..Self::short(states, Stack::Async, out)
+        }
+    }
+
     /// The kernel with known defects.
     pub(crate) fn mutants(out: PathBuf) -> Self {
         let mutants = true;
@@ -162,6 +173,8 @@ impl Args {
 
     fn stacks(&self) -> Vec<Stack> {
         match self.stack.is_empty() {
+            // Other kernels have no such disks.
+            true if self.mode.contains(&Mode::RwDisk) => vec![Stack::Off, Stack::Async],
             true => vec![Stack::Native, Stack::Async],
             false => self.stack.clone(),
         }
@@ -305,20 +318,33 @@ impl Run<'_> {
         let mut samples = Vec::new();
         let mut failures = Vec::new();
         for (done, &stack) in stacks.iter().enumerate() {
-            let kernel = match &self.args.kernel {
-                Some(kernel) => kernel.clone(),
-                None => kernel::build(self.ctx, stack.flavour(), Variant::Bench, None)?.bzimage,
+            let modes = self.args.modes();
+            let (kernel, module) = match &self.args.kernel {
+                Some(kernel) => (kernel.clone(), None),
+                None => {
+                    let built = kernel::build(self.ctx, stack.flavour(), Variant::Bench, None)?;
+                    let module = built.config.with_file_name("drivers/block/obd/obd.ko");
+                    (built.bzimage, Some(module))
+                }
+            };
+            let obd = match modes.contains(&Mode::RwDisk) {
+                true => Some(Obd {
+                    tool: obd_tool::build(self.ctx)?,
+                    module: module
+                        .filter(|_| stack != Stack::Native)
+                        .ok_or_else(|| Error::new("that kernel has no read-write disks"))?,
+                }),
+                false => None,
             };
             let sockets = tempfile::tempdir().at("create a folder in", std::env::temp_dir())?;
-            let modes = self.args.modes();
             let lbio_writes = self.args.lbio_writes && stack == Stack::Async;
             let recorder = Recorder::boot(
                 self.ctx,
                 kernel,
                 (stack, lbio_writes),
                 &modes,
-                &self.out,
-                sockets.path(),
+                (&self.out, sockets.path()),
+                obd,
             )?;
             let Some(mut recorder) = recorder else {
                 continue;
@@ -457,17 +483,21 @@ impl Run<'_> {
     fn mutants(&mut self) -> Result<()> {
         let (kept, seed) = (&self.kept, self.args.seed);
         let results: Vec<Result<MutantReport>> = thread::scope(|scope| {
-            let threads = Mutant::ALL.map(|mutant| {
-                scope.spawn(move || {
-                    let (states, found) = catch(mutant, kept, seed)?;
-                    Ok(MutantReport {
-                        name: mutant.name(),
-                        caught: found.is_some(),
-                        states,
-                        found,
+            let disk = kept.iter().all(|recording| recording.disk.is_some());
+            let mutants = Mutant::ALL.into_iter().filter(|it| it.breaks(disk));
+            let threads: Vec<_> = mutants
+                .map(|mutant| {
+                    scope.spawn(move || {
+                        let (states, found) = catch(mutant, kept, seed)?;
+                        Ok(MutantReport {
+                            name: mutant.name(),
+                            caught: found.is_some(),
+                            states,
+                            found,
+                        })
                     })
                 })
-            });
+                .collect();
             threads
                 .into_iter()
                 .map(|thread| {

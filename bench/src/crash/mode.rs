@@ -12,6 +12,7 @@ use crate::process::{
     find_on_path, //
 };
 use aios_crash::POISON;
+use aios_crash::disk;
 use aios_crash::generate::{
     self,
     MAX_THREADS, //
@@ -60,10 +61,13 @@ pub(super) enum Mode {
     Writeback,
     /// data=journal.
     Journal,
+    /// A read-write overlaybd disk whose layers are on data=ordered.
+    RwDisk,
 }
 
 impl Mode {
-    /// All of them but `FastCommit`, which no kernel recovers as it should.
+    /// All of them but `FastCommit`, which no kernel recovers as it should, and `RwDisk`,
+    /// which is about what is on the file system.
     pub(super) const ALL: [Self; 5] = [
         Self::Ordered,
         Self::DioreadLock,
@@ -81,13 +85,16 @@ impl Mode {
             Self::FastCommitPlain => "fast-commit-plain",
             Self::Writeback => "writeback",
             Self::Journal => "journal",
+            Self::RwDisk => "rw-disk",
         }
     }
 
     /// What it is mounted with.
     pub(super) fn mount_option(self) -> &'static str {
         match self {
-            Self::Ordered | Self::FastCommit | Self::FastCommitPlain => "data=ordered",
+            Self::Ordered | Self::FastCommit | Self::FastCommitPlain | Self::RwDisk => {
+                "data=ordered"
+            }
             Self::DioreadLock => "data=ordered,dioread_lock",
             Self::Writeback => "data=writeback",
             Self::Journal => "data=journal",
@@ -98,6 +105,7 @@ impl Mode {
     pub(super) fn plan(self, seed: u64, number: u64) -> Plan {
         match self {
             Self::FastCommitPlain => generate::plain(seed, number),
+            Self::RwDisk => disk::plan(seed, number),
             _ => generate::plan(seed, number),
         }
     }
@@ -116,14 +124,23 @@ impl Mode {
         }
     }
 
-    /// Makes the drive's image in `dir`: poisoned all over, then formatted.
-    pub(super) fn make_image(self, ctx: &Context, dir: &Path) -> Result<PathBuf> {
+    /// Makes the drive's image in `dir`: poisoned all over, then formatted; `obd` is the tool,
+    /// if there is a disk to be made.
+    pub(super) fn make_image(
+        self,
+        ctx: &Context,
+        dir: &Path,
+        obd: Option<&Path>,
+    ) -> Result<PathBuf> {
         let path = dir.join(format!("{}.img", self.name()));
         let mke2fs = find_on_path("mke2fs").ok_or_else(|| {
             Error::new("mke2fs is missing")
                 .hint("run `cargo aios doctor` to see which package has it")
         })?;
-        let root = dir.join("root");
+        let root = dir.join(match self {
+            Self::RwDisk => "root-rw",
+            _ => "root",
+        });
         let features = match self {
             Self::FastCommit | Self::FastCommitPlain => "fast_commit",
             _ => "^fast_commit",
@@ -142,11 +159,29 @@ impl Mode {
             println!("{}", tool.line());
             return Ok(path);
         }
-        for folder in folders(&root, MAX_THREADS) {
-            fs::create_dir_all(&folder).at("create the folder", &folder)?;
+        match obd {
+            Some(obd) if self == Self::RwDisk => make_disk(obd, &root)?,
+            _ => {
+                for folder in folders(&root, MAX_THREADS) {
+                    fs::create_dir_all(&folder).at("create the folder", &folder)?;
+                }
+            }
         }
         fs::write(&path, POISON.repeat(SIZE / POISON.len())).at("write", &path)?;
         tool.output()?;
         Ok(path)
     }
+}
+
+/// A new disk in the folder `root`, instead of what was there.
+fn make_disk(obd: &Path, root: &Path) -> Result<()> {
+    if root.exists() {
+        fs::remove_dir_all(root).at("remove", root)?;
+    }
+    fs::create_dir_all(root).at("create the folder", root)?;
+    Tool::new(obd)
+        .args(["create", "--rw", "--size", &disk::SIZE.to_string()])
+        .arg(root.join(disk::FOLDER))
+        .output()
+        .map(drop)
 }

@@ -169,7 +169,8 @@ pub(super) fn explore(ctx: &Context, seed: u64, out: &Path) -> Result<Option<Rep
     let sockets = tempfile::tempdir().at("create a folder in", std::env::temp_dir())?;
     let modes = [Mode::Ordered, Mode::DioreadLock, Mode::FastCommitPlain];
     let stack = (Stack::Async, false);
-    let Some(mut recorder) = Recorder::boot(ctx, kernel, stack, &modes, out, sockets.path())?
+    let Some(mut recorder) =
+        Recorder::boot(ctx, kernel, stack, &modes, (out, sockets.path()), None)?
     else {
         return Ok(None);
     };

@@ -29,6 +29,7 @@ use crate::guest::{
 };
 use crate::stack::Stack;
 use aios_crash::check::Recording;
+use aios_crash::disk::FOLDER;
 use aios_crash::history::{
     History,
     Sent, //
@@ -66,6 +67,15 @@ const MARKERS: u64 = 1 << 20;
 /// A script in the guest may take this long.
 const PATIENCE: Duration = Duration::from_secs(120);
 
+/// What guests need for read-write disks.
+#[derive(Debug, Clone)]
+pub(super) struct Obd {
+    /// The tool.
+    pub(super) tool: PathBuf,
+    /// The driver.
+    pub(super) module: PathBuf,
+}
+
 /// A guest that records.
 pub(super) struct Recorder {
     guest: Guest,
@@ -78,23 +88,26 @@ pub(super) struct Recorder {
     plans: u64,
     /// Whether fsync allocates new blocks as written ones; by turns if not said.
     alloc_written: Option<bool>,
+    obd: Option<Obd>,
 }
 
 impl Recorder {
     /// Boots `kernel` with two drives; files go to `dir`, sockets to `sockets`. With
-    /// the stack comes whether it writes around the block layer. With `--dry-run` it prints the QEMU line, and nothing is there.
+    /// the stack comes whether it writes around the block layer; `obd` is for modes with
+    /// disks. With `--dry-run` it prints the QEMU line, and nothing is there.
     pub(super) fn boot(
         ctx: &Context,
         kernel: PathBuf,
         (stack, lbio_writes): (Stack, bool),
         modes: &[Mode],
-        dir: &Path,
-        sockets: &Path,
+        (dir, sockets): (&Path, &Path),
+        obd: Option<Obd>,
     ) -> Result<Option<Self>> {
         let blank = dir.join("markers.img");
         let mut images = BTreeMap::new();
         for &mode in modes {
-            let path = mode.make_image(ctx, dir)?;
+            let tool = obd.as_ref().map(|obd| obd.tool.as_path());
+            let path = mode.make_image(ctx, dir, tool)?;
             let bytes = match ctx.dry_run {
                 true => Vec::new(),
                 false => fs::read(&path).at("read", &path)?,
@@ -164,6 +177,7 @@ impl Recorder {
             dir: dir.to_path_buf(),
             plans: 0,
             alloc_written: None,
+            obd,
         }))
     }
 
@@ -203,12 +217,14 @@ impl Recorder {
         let plan_path = self.dir.join(format!("plan-{}.json", self.plans));
         let json = serde_json::to_vec(plan).map_err(|error| Error::new(error.to_string()))?;
         fs::write(&plan_path, json).at("write", &plan_path)?;
+        let (attach, files, detach) = self.disk(mode)?;
         let trace = self.guest.sh(
             &format!(
                 "echo > /sys/kernel/tracing/trace\n\
                  {}\n\
-                 {GUEST_BINARY} crash --plan '{}' --dir {MOUNT} --marker /dev/nvme1n1 >/dev/null\n\
-                 umount {MOUNT}\n\
+                 {attach}\
+                 {GUEST_BINARY} crash --plan '{}' --dir {files} --marker /dev/nvme1n1 >/dev/null\n\
+                 {detach}umount {MOUNT}\n\
                  grep -e disk=nvme0n1 -e \"lbio_write_submit: $(lsblk -ndo MAJ:MIN /dev/nvme0n1 | \
                      tr -d ' ' | tr : ,) \" /sys/kernel/tracing/trace\n",
                 self.mount_line(mode),
@@ -225,7 +241,48 @@ impl Recorder {
         if syncs.count() != history.marks.len() {
             return Err(Error::new("the recording lacks acknowledgements"));
         }
+        if mode == Mode::RwDisk {
+            return Ok(Recording::of_disk(plan, initial, history));
+        }
         Recording::new(plan, initial, history, mode.promise()).map_err(ours)
+    }
+
+    /// What comes before and after a plan in the guest, and where its folders are
+    /// meanwhile: every file in them is the disk. In half of all recordings the writer is
+    /// killed in the middle.
+    fn disk(&self, mode: Mode) -> Result<(String, &'static str, String)> {
+        if mode != Mode::RwDisk {
+            return Ok((String::new(), MOUNT, String::new()));
+        }
+        let files = "/run/aios-crash-disk";
+        let kill = match self.plans.is_multiple_of(2) {
+            true => format!(
+                "(sleep 0.{}; kill -9 $($obd --json list | \
+                     sed -n 's/.*\"writer\":{{\"pid\":\\([0-9]*\\).*/\\1/p')\n\
+                     while $obd list | grep -q 'writer [0-9]'; do sleep 0.02; done\n\
+                     $obd writer {MOUNT}/{FOLDER} >/dev/null) & killer=$!\n",
+                self.plans * 7 % 10
+            ),
+            false => "killer=\n".to_owned(),
+        };
+        let attach = format!(
+            "{}for t in 0 1 2; do mkdir -p {files}/t$t; ln -sf $dev {files}/t$t/f0; done\n{kill}",
+            self.attach("--max-layers 3 --memory 256K --commit-age 0.05")?
+        );
+        let detach = "[ -z \"$killer\" ] || wait $killer\n$obd detach w\n".to_owned();
+        Ok((attach, files, detach))
+    }
+
+    /// Attaches the disk as `w` and `$dev`.
+    fn attach(&self, options: &str) -> Result<String> {
+        let obd = self.obd.as_ref();
+        let Obd { tool, module } = obd.ok_or_else(|| Error::new("no tool for disks"))?;
+        Ok(format!(
+            "obd='{}'\n[ -d /sys/kernel/config/obd ] || insmod '{}'\n\
+             dev=$($obd attach --writable --name w {options} {MOUNT}/{FOLDER})\n",
+            tool.display(),
+            module.display()
+        ))
     }
 
     /// Lets the guest's kernel mount `image` and read all files; the drive after
@@ -236,9 +293,14 @@ impl Recorder {
         self.drive.load(&path)?;
         let logs = ["drive", "markers"].map(|name| self.dir.join(format!("{name}.log")));
         self.start_logs(&logs)?;
+        // A disk is opened by its writer, and read by the driver.
+        let disk = match mode {
+            Mode::RwDisk => self.attach("")? + "cat $dev >/dev/null\n$obd detach w\n",
+            _ => String::new(),
+        };
         let done = self.guest.sh(
             &format!(
-                "{}\nfind {MOUNT} -type f -exec cat {{}} + >/dev/null\numount {MOUNT}\n",
+                "{}\nfind {MOUNT} -type f -exec cat {{}} + >/dev/null\n{disk}umount {MOUNT}\n",
                 self.mount_line(mode)
             ),
             PATIENCE,

@@ -4,6 +4,7 @@
 
 pub(super) mod churn;
 mod engine;
+pub(super) mod fill;
 mod fsync;
 mod groups;
 pub(super) mod kasan;
@@ -62,11 +63,11 @@ use std::time::{
     Instant, //
 };
 
-/// Size of the drive under test in bytes.
-const DRIVE_BYTES: u64 = 512 << 20;
-
 /// Crash states that are explored.
 const CRASH_STATES: u64 = 1000;
+
+/// The same of a read-write disk.
+const DISK_STATES: u64 = 150;
 
 /// A script in the guest may take this long.
 const SCRIPT_TIMEOUT: Duration = Duration::from_secs(120);
@@ -88,6 +89,10 @@ struct Group {
     lbio: Lbio,
     /// More words for the kernel's command line.
     append: &'static [&'static str],
+    /// Memory, if it matters how much.
+    memory_mib: Option<u32>,
+    /// Size of the drive under test.
+    drive_bytes: u64,
     /// Who reads overlaybd images, if the cases are about those.
     obd: Option<obd::Reader>,
     cases: &'static [Case],
@@ -290,6 +295,7 @@ pub(super) fn run(ctx: &Context, suite: &mut Suite) {
     suite.case("guest/crash-states-lbio-writes", || {
         crash_states_lbio_writes(ctx)
     });
+    suite.case("guest/crash-states-rw-disk", || crash_states_rw_disk(ctx));
     suite.case("guest/crash-mutants", || crash_mutants(ctx));
 }
 
@@ -308,7 +314,7 @@ fn start(ctx: &Context, group: &Group) -> Result<Fixture> {
         Variant::Kasan => 5,
     };
     let out = ctx.cache_dir("test")?;
-    let image = blank_image(&out)?;
+    let image = blank_image(&out, group.drive_bytes)?;
     let name = group.name.replace('/', "-");
     let server = Server::start(ctx, &image, &out, &name, false)?;
     let guest = Guest::boot(
@@ -320,10 +326,12 @@ fn start(ctx: &Context, group: &Group) -> Result<Fixture> {
             cpus: group.cpus,
             // The images' files and devices are cached beside each other; KASAN keeps
             // what was freed.
-            memory_mib: match (group.obd, group.variant) {
-                (Some(_), _) | (_, Variant::Kasan) => 2048,
-                _ => 1024,
-            },
+            memory_mib: group
+                .memory_mib
+                .unwrap_or(match (group.obd, group.variant) {
+                    (Some(_), _) | (_, Variant::Kasan) => 2048,
+                    _ => 1024,
+                }),
             iommu: group.iommu,
             drives: vec![Drive {
                 backend: Backend::Nbd(server.socket()),
@@ -354,10 +362,10 @@ fn start(ctx: &Context, group: &Group) -> Result<Fixture> {
 }
 
 /// A sparse image; every guest gets a private copy of it.
-fn blank_image(dir: &Path) -> Result<PathBuf> {
+fn blank_image(dir: &Path, bytes: u64) -> Result<PathBuf> {
     let path = dir.join("blank.img");
     let file = File::create(&path).at("create", &path)?;
-    file.set_len(DRIVE_BYTES).at("resize", &path)?;
+    file.set_len(bytes).at("resize", &path)?;
     Ok(path)
 }
 
@@ -372,6 +380,12 @@ fn crash_states(ctx: &Context) -> Result<Outcome> {
 fn crash_states_lbio_writes(ctx: &Context) -> Result<Outcome> {
     let out = ctx.cache_dir("test/crash-lbio")?;
     let args = crash::Args::short(CRASH_STATES / 2, Stack::Async, out).with_lbio_writes();
+    crash::check(ctx, &args).map(|()| Outcome::Passed)
+}
+
+/// Some of a read-write disk whose layers are on the drive.
+fn crash_states_rw_disk(ctx: &Context) -> Result<Outcome> {
+    let args = crash::Args::rw_disk(DISK_STATES, ctx.cache_dir("test/crash-rw")?);
     crash::check(ctx, &args).map(|()| Outcome::Passed)
 }
 

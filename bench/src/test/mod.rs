@@ -21,6 +21,8 @@ enum Which {
     Race,
     /// A file system on a read-write disk that everything happens to, for long.
     Churn,
+    /// Read-write disks far larger than memory, written whole, also while layers fail.
+    Fill,
     /// overlaybd images and LBIO's races in a kernel that checks every access to memory.
     Kasan,
 }
@@ -59,6 +61,7 @@ pub(crate) fn run(ctx: &Context, args: &Args) -> Result<u8> {
         }
         Which::Race => guest::race::run(ctx, &mut suite, time),
         Which::Churn => guest::churn::run(ctx, &mut suite, time),
+        Which::Fill => guest::fill::run(ctx, &mut suite),
         Which::Kasan => guest::kasan::run(ctx, &mut suite),
     }
     suite.finish()

@@ -42,7 +42,8 @@ pub struct Device<'a, F> {
     doubtful: Vec<String>,
 }
 
-/// A file that grows under a temporary name and is renamed when it is durable.
+/// A file that grows under a temporary name and is renamed when it is durable, or has
+/// its name at once if nobody looks for it before.
 pub(crate) struct Draft<'a, F: Folder> {
     folder: &'a F,
     file: Option<F::File>,
@@ -50,6 +51,23 @@ pub(crate) struct Draft<'a, F: Folder> {
     to: String,
     /// Whose names change.
     within: &'static str,
+}
+
+/// A draft that [`Device::commit`] makes durable later.
+pub(crate) struct Later<'d, 'a, F: Folder>(pub(crate) &'d mut Draft<'a, F>);
+
+impl<F: Folder> Sink for Later<'_, '_, F> {
+    fn append(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.0.append(bytes)
+    }
+
+    fn overwrite(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.0.overwrite(bytes)
+    }
+
+    fn finish(self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 impl<'a, F: Folder> Draft<'a, F> {
@@ -70,6 +88,13 @@ impl<'a, F: Folder> Draft<'a, F> {
         Self::new(folder, draft, name, LAYERS)
     }
 
+    /// Layer `number`, under its name: as long as `image.json` does not say it, it is
+    /// nothing that anybody reads, and goes at the next start.
+    pub(crate) fn named(folder: &'a F, number: u64) -> Result<Self, Error> {
+        let name = image::name(number);
+        Self::new(folder, name.clone(), name, LAYERS)
+    }
+
     fn file(&mut self) -> io::Result<&mut F::File> {
         self.file.as_mut().ok_or(io::ErrorKind::NotFound.into())
     }
@@ -87,11 +112,25 @@ impl<F: Folder> Sink for Draft<'_, F> {
     }
 
     fn finish(mut self) -> io::Result<()> {
-        let folder = self.folder;
         // The content before the name, the name before anybody is told.
-        folder.sync(self.file()?)?;
+        self.sync()?;
+        self.settle()
+    }
+}
+
+impl<F: Folder> Draft<'_, F> {
+    fn sync(&mut self) -> io::Result<()> {
+        let folder = self.folder;
+        folder.sync(self.file()?)
+    }
+
+    /// Gives it its name.
+    fn settle(mut self) -> io::Result<()> {
+        let folder = self.folder;
         self.file = None;
-        if let Err(error) = folder.rename(&self.name, &self.to) {
+        if self.name != self.to
+            && let Err(error) = folder.rename(&self.name, &self.to)
+        {
             // Nobody has it, so nobody misses it.
             let _ = folder.remove(&self.name);
             return Err(error);
@@ -133,12 +172,34 @@ impl Source for Nothing {
     }
 }
 
-/// Writes `image.json`; durable when this returns.
-fn publish<F: Folder>(folder: &F, image: &Image) -> Result<(), Error> {
-    let fail = |error| Error::file("write", NAME)(error);
-    let mut draft = Draft::new(folder, DRAFT.into(), NAME.into(), "")?;
+/// What went wrong with `image.json`, and whether it may say what it was to say.
+struct Unpublished(Error, bool);
+
+/// Writes `image.json`, and `layer`, which it names; durable when this returns.
+///
+/// What both hold is written before anything is synced, and the layer has its name
+/// already: a file system with a journal commits once for all of that, and once for
+/// the name of `image.json`.
+fn publish<F: Folder>(
+    folder: &F,
+    image: &Image,
+    layer: Option<Draft<'_, F>>,
+) -> Result<(), Unpublished> {
+    let fail = |error| Unpublished(Error::file("write", NAME)(error), false);
+    let mut draft = Draft::new(folder, DRAFT.into(), NAME.into(), "")
+        .map_err(|error| Unpublished(error, false))?;
     draft.append(&image.text()).map_err(fail)?;
-    draft.finish().map_err(fail)
+    if let Some(layer) = layer {
+        folder.begin_sync(draft.file().map_err(fail)?);
+        let name = layer.to.clone();
+        layer
+            .finish()
+            .map_err(|error| Unpublished(Error::file("write", &name)(error), false))?;
+    }
+    draft.sync().map_err(fail)?;
+    draft
+        .settle()
+        .map_err(|error| Unpublished(Error::file("write", NAME)(error), true))
 }
 
 impl<'a, F: Folder> Device<'a, F> {
@@ -174,7 +235,7 @@ impl<'a, F: Folder> Device<'a, F> {
                 last.size = Some(stats.stored);
             }
         }
-        publish(folder, &image)
+        publish(folder, &image, None).map_err(|Unpublished(error, _)| error)
     }
 
     /// Reads what there is of a device, without changing anything.
@@ -255,6 +316,30 @@ impl<'a, F: Folder> Device<'a, F> {
         name: &str,
         size: u64,
     ) -> Result<Step, Error> {
+        self.put(id, layers, name, size, None)
+    }
+
+    /// Has the layer `number`, of which `layer` has all `size` bytes, put on top.
+    /// Durable when this returns, both the layer and that it is there.
+    pub(crate) fn commit(
+        &mut self,
+        id: u64,
+        number: u64,
+        size: u64,
+        layer: Draft<'a, F>,
+    ) -> Result<Step, Error> {
+        let top = self.image.lowers.len();
+        self.put(id, top..top, &image::name(number), size, Some(layer))
+    }
+
+    fn put(
+        &mut self,
+        id: u64,
+        layers: Range<usize>,
+        name: &str,
+        size: u64,
+        layer: Option<Draft<'a, F>>,
+    ) -> Result<Step, Error> {
         let mut image = self.image.clone();
         let step = Step {
             id,
@@ -267,7 +352,7 @@ impl<'a, F: Folder> Device<'a, F> {
         let lower = Lower::new(name, Some(size));
         let old = image.lowers.splice(layers, [lower]);
         let old: Vec<String> = old.map(|lower| lower.file).collect();
-        self.change(image, old, name)?;
+        self.change(image, old, name, layer)?;
         Ok(step)
     }
 
@@ -277,14 +362,25 @@ impl<'a, F: Folder> Device<'a, F> {
         image.obd.last = None;
         image.obd.next = self.next;
         let old = image.lowers.pop().map(|lower| lower.file);
-        self.change(image, old.into_iter().collect(), "")
+        self.change(image, old.into_iter().collect(), "", None)
     }
 
-    /// Makes `image` what the file says, which names `new` and no more `old`.
-    fn change(&mut self, image: Image, old: Vec<String>, new: &str) -> Result<(), Error> {
-        if let Err(error) = publish(self.folder, &image) {
-            if !new.is_empty() {
-                self.doubtful.push(new.into());
+    /// Makes `image` what the file says, which names `new` and no more `old`. `layer` is
+    /// the new one, if that is not durable yet.
+    fn change(
+        &mut self,
+        image: Image,
+        old: Vec<String>,
+        new: &str,
+        layer: Option<Draft<'a, F>>,
+    ) -> Result<(), Error> {
+        if let Err(Unpublished(error, maybe)) = publish(self.folder, &image, layer) {
+            match new {
+                "" => {}
+                new if maybe => self.doubtful.push(new.into()),
+                // It would take room until the next change. It may be gone already,
+                // or goes at the next start.
+                new => drop(self.folder.remove(new)),
             }
             return Err(error);
         }

@@ -17,6 +17,7 @@ use std::io::{
     self,
     Write, //
 };
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{
     FileExt,
     OpenOptionsExt, //
@@ -53,6 +54,12 @@ pub trait Folder: Sync {
 
     /// Writes over the first bytes.
     fn overwrite(&self, file: &mut Self::File, bytes: &[u8]) -> io::Result<()>;
+
+    /// Begins to write the file's content back, which will be synced: others that
+    /// are synced before it take it along. Nothing depends on it.
+    fn begin_sync(&self, file: &mut Self::File) {
+        let _ = file;
+    }
 
     /// Makes the file's content durable.
     fn sync(&self, file: &mut Self::File) -> io::Result<()>;
@@ -173,6 +180,15 @@ impl Folder for Directory {
 
     fn overwrite(&self, file: &mut File, bytes: &[u8]) -> io::Result<()> {
         file.write_all_at(bytes, 0)
+    }
+
+    #[allow(unsafe_code, reason = "there is no safe one")]
+    fn begin_sync(&self, file: &mut File) {
+        // Blocks are allocated now, and so are part of the next commit of the file
+        // system's journal. What fails here fails again when it is synced.
+        // SAFETY: a system call on an open file, with numbers.
+        let _ =
+            unsafe { libc::sync_file_range(file.as_raw_fd(), 0, 0, libc::SYNC_FILE_RANGE_WRITE) };
     }
 
     fn sync(&self, file: &mut File) -> io::Result<()> {

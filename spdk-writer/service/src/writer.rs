@@ -4,7 +4,8 @@
 
 use crate::device::{
     Device,
-    Draft, //
+    Draft,
+    Later, //
 };
 use crate::error::Error;
 use crate::folder::Folder;
@@ -240,26 +241,20 @@ impl<'a, F: Folder, K: Kernel> Writer<'a, F, K> {
         let content = Content::new(size, &extents, bytes).map_err(Error::Contract)?;
         let number = self.device.number();
         let name = crate::image::name(number);
-        let sink = Draft::layer(self.device.folder(), number)?;
+        // It goes again with the draft if anything fails.
+        let mut draft = Draft::named(self.device.folder(), number)?;
         let go = |_, _| ControlFlow::Continue(());
-        let written = obd_writer::commit(&content, sink, &self.layer_options(bytes.len()), go);
-        let written = match written {
-            Ok(written) => written,
-            Err(error) => {
-                // It may have its name by now.
-                self.device.discard(name.clone());
-                return Err(Error::layer(&name, error));
-            }
-        };
+        let options = self.layer_options(bytes.len());
+        let written = obd_writer::commit(&content, Later(&mut draft), &options, go)
+            .map_err(|error| Error::layer(&name, error))?;
         let (data, zeros) = (bytes.len() as u64, content.zeros());
         // The driver's pages are needed no more.
         drop(content);
         drop(mapping);
         let layer = begin.elapsed();
-        let top = self.device.image().lowers.len();
         let step = self
             .device
-            .replace(frozen.id, top..top, &name, written.stored)?;
+            .commit(frozen.id, number, written.stored, draft)?;
         let image = begin.elapsed();
         self.pending = Some(step);
         self.settle()?;

@@ -13,6 +13,7 @@ use super::{
     Group,
     Lbio,
     churn,
+    fill,
     fsync,
     lbio,
     lbio_raw,
@@ -42,6 +43,8 @@ pub(super) const PLAIN: Group = Group {
     write_cache: true,
     lbio: Lbio::None,
     append: &[],
+    memory_mib: None,
+    drive_bytes: 512 << 20,
     obd: None,
     cases: &[],
 };
@@ -434,6 +437,32 @@ pub(super) const LBIO_POLLED_KASAN: Group = Group {
     ..LBIO_KASAN
 };
 
+/// Less memory than is written.
+pub(super) const FILL: Group = Group {
+    name: "guest/obd-fill",
+    lbio: Lbio::None,
+    memory_mib: Some(192),
+    cases: &[
+        ("boots", boots),
+        ("whole", fill::short),
+        ("errors", fill::short_errors),
+    ],
+    ..OBD
+};
+
+/// The same for long.
+pub(super) const FILL_LONG: Group = Group {
+    name: "fill/obd",
+    memory_mib: Some(512),
+    drive_bytes: 7 << 30,
+    cases: &[
+        ("boots", boots),
+        ("whole", fill::long),
+        ("errors", fill::long_errors),
+    ],
+    ..FILL
+};
+
 /// A kernel without the driver: the fallback has to do.
 const OBD_USERSPACE: Group = Group {
     name: "guest/obd-userspace",
@@ -468,5 +497,6 @@ pub(super) const GROUPS: &[&Group] = &[
     &DEBUG_POLLED,
     &OBD,
     &OBD_DEBUG,
+    &FILL,
     &OBD_USERSPACE,
 ];

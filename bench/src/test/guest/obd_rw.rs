@@ -12,7 +12,7 @@ mkfs.ext4 -q -F /dev/nvme0n1; mount /dev/nvme0n1 /mnt/place
 ";
 
 /// What the scripts have in common.
-const FUNCTIONS: &str = r#"
+pub(super) const FUNCTIONS: &str = r#"
 cd /mnt/place
 sum() { echo 1 > /proc/sys/vm/drop_caches; sha256sum < $1; }
 writer() { $obd --json list | sed -n 's/.*"writer":{"pid":\([0-9]*\).*/\1/p'; }
