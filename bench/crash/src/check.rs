@@ -3,6 +3,7 @@
 //! system, the same on every recovery; what was acknowledged is there; what was
 //! never written does not show.
 
+use crate::database;
 use crate::disk;
 use crate::error::Result;
 use crate::ext4::{
@@ -27,6 +28,42 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
+/// What was done, and so what must be there afterwards.
+#[derive(Debug, Clone)]
+pub enum Subject {
+    /// Files: what each thread did to them, and how far contents are promised.
+    Files(Arc<[Model]>, Promise),
+    /// A read-write disk.
+    Disk(Arc<disk::Model>),
+    /// A database, and so many puts into it.
+    Database(usize),
+}
+
+impl Subject {
+    /// What `plan` does to files.
+    ///
+    /// # Errors
+    ///
+    /// An operation of it cannot be done.
+    pub fn files(plan: &Plan, promise: Promise) -> Result<Self> {
+        let threads = plan.threads.iter().enumerate();
+        let models = threads
+            .map(|(thread, ops)| Model::new(plan.seed, thread, ops))
+            .collect::<Result<_>>()?;
+        Ok(Self::Files(models, promise))
+    }
+
+    /// What `plan` does to a disk.
+    pub fn disk(plan: &Plan) -> Self {
+        Self::Disk(Arc::new(disk::Model::new(plan.clone())))
+    }
+
+    /// What `plan` does to a database.
+    pub fn database(plan: &Plan) -> Self {
+        Self::Database(plan.threads.iter().map(Vec::len).sum())
+    }
+}
+
 /// A recorded workload and all that is needed to judge its states.
 #[derive(Debug)]
 pub struct Recording {
@@ -34,56 +71,17 @@ pub struct Recording {
     pub initial: Arc<Vec<u8>>,
     /// What the drive received.
     pub history: History,
-    /// What each thread did to files.
-    pub models: Vec<Arc<Model>>,
-    /// What all of them did to a disk, if that is what is on the drive.
-    pub disk: Option<Arc<disk::Model>>,
-    /// How far contents are promised.
-    pub promise: Promise,
+    /// What the workload was.
+    pub subject: Subject,
 }
 
 impl Recording {
-    /// Of `plan` on a drive that held `initial`.
-    pub fn new(
-        plan: &Plan,
-        initial: Arc<Vec<u8>>,
-        history: History,
-        promise: Promise,
-    ) -> Result<Self> {
-        let models = plan
-            .threads
-            .iter()
-            .enumerate()
-            .map(|(thread, ops)| Model::new(plan.seed, thread, ops).map(Arc::new))
-            .collect::<Result<_>>()?;
-        Ok(Self {
-            initial,
-            history,
-            models,
-            disk: None,
-            promise,
-        })
-    }
-
-    /// Of `plan` for the disk on a drive that held `initial`.
-    pub fn of_disk(plan: &Plan, initial: Arc<Vec<u8>>, history: History) -> Self {
-        Self {
-            initial,
-            history,
-            models: Vec::new(),
-            disk: Some(Arc::new(disk::Model::new(plan.clone()))),
-            promise: Promise::NothingStale,
-        }
-    }
-
     /// The same workload with another history.
     pub fn with(&self, history: History) -> Self {
         Self {
             initial: Arc::clone(&self.initial),
             history,
-            models: self.models.clone(),
-            disk: self.disk.clone(),
-            promise: self.promise,
+            subject: self.subject.clone(),
         }
     }
 }
@@ -195,10 +193,14 @@ impl Checker {
         if let Err(what) = self.scratch.verify()? {
             return violation(Kind::Unclean, what);
         }
-        let found = match &recording.disk {
-            Some(disk) => disk.check(&recording.history, marks, self.scratch.bytes()),
-            None => contents(recording, marks, self.scratch.bytes())
-                .map_err(|what| (Kind::Contents, what)),
+        let (history, image) = (&recording.history, self.scratch.bytes());
+        let contents = |what| (Kind::Contents, what);
+        let found = match &recording.subject {
+            Subject::Files(models, promise) => {
+                files(models, *promise, history, marks, image).map_err(contents)
+            }
+            Subject::Disk(disk) => disk.check(history, marks, image),
+            Subject::Database(_) => database::check(history, marks, image).map_err(contents),
         };
         if let Err((kind, what)) = found {
             return violation(kind, what);
@@ -215,11 +217,17 @@ impl Checker {
 }
 
 /// What the files of a recovered drive hold must be what they may.
-fn contents(recording: &Recording, marks: usize, image: &[u8]) -> std::result::Result<(), String> {
+fn files(
+    models: &[Model],
+    promise: Promise,
+    history: &History,
+    marks: usize,
+    image: &[u8],
+) -> std::result::Result<(), String> {
     let ext4 = Ext4::new(image)?;
     let root: BTreeMap<String, u32> = ext4.list(&ext4.inode(ext4::ROOT)?)?.into_iter().collect();
     for thread in 0..MAX_THREADS {
-        let Some(model) = recording.models.get(thread) else {
+        let Some(model) = models.get(thread) else {
             break;
         };
         let folder = format!("t{thread}");
@@ -243,9 +251,9 @@ fn contents(recording: &Recording, marks: usize, image: &[u8]) -> std::result::R
                 },
             );
         }
-        let expected = model.expect(&recording.history.acknowledged(thread, marks));
+        let expected = model.expect(&history.acknowledged(thread, marks));
         model
-            .check(&expected, &found, recording.promise)
+            .check(&expected, &found, promise)
             .map_err(|why| format!("{folder}: {why}"))?;
     }
     Ok(())

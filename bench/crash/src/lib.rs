@@ -10,6 +10,7 @@
 //! - [`states`]: the states that a power cut at any moment can leave;
 //! - [`recover`]: journal replay and check by e2fsprogs;
 //! - [`ext4`]: reading files out of a recovered image;
+//! - [`database`]: a RocksDB database on it instead of files;
 //! - [`disk`]: a read-write overlaybd disk on it instead of files;
 //! - [`check`]: all of that for one state;
 //! - [`mutant`]: recordings that must fail;
@@ -25,6 +26,7 @@
 //! promises.
 
 pub mod check;
+pub mod database;
 pub mod disk;
 mod error;
 pub mod ext4;

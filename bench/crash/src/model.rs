@@ -185,6 +185,7 @@ impl Model {
             }
             Op::WriteBack(a) | Op::Fsync(a) | Op::Fdatasync(a) => drop(file(a)?),
             Op::Sync => {}
+            Op::Put => return Err("a database's files are its own"),
         }
         self.names.push(names);
         Ok(())

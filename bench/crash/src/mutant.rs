@@ -2,6 +2,7 @@
 //! Recordings of storage that breaks its promises: an explorer that finds
 //! nothing wrong with them finds nothing.
 
+use crate::check::Subject;
 use crate::ext4::{
     self,
     Ext4, //
@@ -42,10 +43,9 @@ impl Mutant {
         }
     }
 
-    /// Whether it breaks a recording, of a disk or of files: in layers nothing tells data from
-    /// the rest.
-    pub fn breaks(self, disk: bool) -> bool {
-        !(disk && self == Self::CommitBeforeData)
+    /// Whether it breaks a recording of this: only in files data can be told from the rest.
+    pub fn breaks(self, subject: &Subject) -> bool {
+        self != Self::CommitBeforeData || matches!(subject, Subject::Files(..))
     }
 
     /// What the recording of a drive that held `initial` becomes.

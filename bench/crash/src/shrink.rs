@@ -4,6 +4,7 @@
 use crate::check::{
     Checker,
     Recording,
+    Subject,
     Violation, //
 };
 use crate::error::Result;
@@ -73,32 +74,37 @@ fn torn(state: &State) -> Vec<usize> {
 /// What happened, up to the power cut, and what was wrong then.
 pub fn story(recording: &Recording, state: &State, violation: &Violation) -> String {
     let mut text = String::new();
-    for (thread, model) in recording.models.iter().enumerate() {
-        let acked = recording.history.acknowledged(thread, state.marks);
-        let expected = model.expect(&acked);
-        for (number, op) in model.ops().iter().enumerate().take(expected.until) {
-            let note = match (acked.contains(&number), op.is_sync()) {
-                (true, _) => "   acknowledged",
-                (false, true) => "   not acknowledged yet",
-                _ => "",
-            };
-            let _ = writeln!(text, "  t{thread} {number:>3}  {op}{note}");
+    match &recording.subject {
+        Subject::Files(models, _) => {
+            for (thread, model) in models.iter().enumerate() {
+                let acked = recording.history.acknowledged(thread, state.marks);
+                let expected = model.expect(&acked);
+                for (number, op) in model.ops().iter().enumerate().take(expected.until) {
+                    let note = match (acked.contains(&number), op.is_sync()) {
+                        (true, _) => "   acknowledged",
+                        (false, true) => "   not acknowledged yet",
+                        _ => "",
+                    };
+                    let _ = writeln!(text, "  t{thread} {number:>3}  {op}{note}");
+                }
+            }
         }
-    }
-    for (thread, ops) in recording
-        .disk
-        .iter()
-        .flat_map(|disk| (0..).zip(&disk.plan().threads))
-    {
-        let acked = recording.history.acknowledged(thread, state.marks);
-        let last = acked.iter().max().copied();
-        for (number, op) in ops.iter().enumerate() {
-            let note = if Some(number) == last {
-                "   acknowledged"
-            } else {
-                ""
-            };
-            let _ = writeln!(text, "  t{thread} {number:>3}  {op}{note}");
+        Subject::Disk(disk) => {
+            for (thread, ops) in disk.plan().threads.iter().enumerate() {
+                let acked = recording.history.acknowledged(thread, state.marks);
+                let last = acked.iter().max().copied();
+                for (number, op) in ops.iter().enumerate() {
+                    let note = match Some(number) == last {
+                        true => "   acknowledged",
+                        false => "",
+                    };
+                    let _ = writeln!(text, "  t{thread} {number:>3}  {op}{note}");
+                }
+            }
+        }
+        Subject::Database(puts) => {
+            let acked = recording.history.acknowledged(0, state.marks).len();
+            let _ = writeln!(text, "  {acked} of {puts} puts acknowledged");
         }
     }
     let history = &recording.history;

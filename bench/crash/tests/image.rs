@@ -4,7 +4,8 @@
 use aios_crash::check::{
     Checker,
     Kind,
-    Recording, //
+    Recording,
+    Subject, //
 };
 use aios_crash::ext4::{
     self,
@@ -93,8 +94,11 @@ fn recording(initial: Vec<u8>, write: Option<Write>) -> Arc<Recording> {
             op: 2,
         }],
     };
-    let promise = Promise::NothingStale;
-    Arc::new(Recording::new(&plan, Arc::new(initial), history, promise).unwrap())
+    Arc::new(Recording {
+        initial: Arc::new(initial),
+        history,
+        subject: Subject::files(&plan, Promise::NothingStale).unwrap(),
+    })
 }
 
 fn state(survivors: Vec<(usize, Part)>, volatile: Vec<usize>) -> State {

@@ -9,6 +9,7 @@
 //! that the sync was acknowledged before.
 
 use crate::mapping::Mapping;
+use crate::puts::Puts;
 use crate::work::AlignedBuffer;
 use serde::{
     Deserialize,
@@ -75,6 +76,9 @@ pub enum Op {
     Fdatasync(u8),
     /// `sync`.
     Sync,
+    /// One more key into the thread's database: an acknowledged sync. What the database
+    /// does to files is its own.
+    Put,
 }
 
 /// Bytes of a file.
@@ -91,7 +95,7 @@ impl Op {
     pub fn is_sync(self) -> bool {
         matches!(
             self,
-            Self::Store(..) | Self::Fsync(_) | Self::Fdatasync(_) | Self::Sync
+            Self::Store(..) | Self::Fsync(_) | Self::Fdatasync(_) | Self::Sync | Self::Put
         )
     }
 }
@@ -125,6 +129,7 @@ impl fmt::Display for Op {
             Self::Fsync(a) => write!(f, "fsync f{a}"),
             Self::Fdatasync(a) => write!(f, "fdatasync f{a}"),
             Self::Sync => f.write_str("sync"),
+            Self::Put => f.write_str("put a key"),
         }
     }
 }
@@ -240,11 +245,12 @@ impl Crash {
         let results: Vec<_> = thread::scope(|scope| {
             let threads: Vec<_> = (0..plan.threads.len())
                 .map(|index| {
-                    let worker = Worker {
+                    let mut worker = Worker {
                         plan: &plan,
                         index,
                         dir: self.dir.join(format!("t{index}")),
                         device: &device,
+                        database: None,
                     };
                     let start = &start;
                     scope.spawn(move || {
@@ -281,6 +287,8 @@ struct Worker<'a> {
     index: usize,
     dir: PathBuf,
     device: &'a File,
+    /// The database, from its first key on.
+    database: Option<Puts>,
 }
 
 /// A marker as `O_DIRECT` wants it.
@@ -288,7 +296,7 @@ struct Worker<'a> {
 struct Marker([u8; MARKER_LEN]);
 
 impl Worker<'_> {
-    fn run(&self) -> Result<(u64, u64), CrashError> {
+    fn run(&mut self) -> Result<(u64, u64), CrashError> {
         let mut marker = Box::new(Marker([0; MARKER_LEN]));
         let mut markers = 0;
         let ops = self
@@ -329,7 +337,7 @@ impl Worker<'_> {
         data
     }
 
-    fn apply(&self, number: usize, op: Op) -> io::Result<()> {
+    fn apply(&mut self, number: usize, op: Op) -> io::Result<()> {
         match op {
             Op::Create(a) => File::create_new(self.path(a)).map(drop),
             Op::Write(a, range) => self
@@ -366,6 +374,15 @@ impl Worker<'_> {
                 unsafe { libc::sync() };
                 Ok(())
             }
+            Op::Put => match &mut self.database {
+                Some(puts) => puts.next(),
+                None => {
+                    let ops = self.plan.threads.get(self.index).into_iter().flatten();
+                    let puts = ops.filter(|op| **op == Op::Put).count();
+                    let puts = Puts::start(&self.dir, self.plan.seed, puts)?;
+                    self.database.insert(puts).next()
+                }
+            },
         }
     }
 

@@ -10,6 +10,7 @@ pub mod marker;
 pub mod new_blocks;
 pub mod obd_writer;
 pub mod protocol;
+pub mod puts;
 pub mod race;
 pub mod sync;
 mod together;

@@ -153,6 +153,15 @@ impl Args {
         }
     }
 
+    /// A database on one stack.
+    pub(crate) fn rocksdb(states: u64, out: PathBuf) -> Self {
+        let mode = vec![Mode::Rocksdb];
+        Self {
+            mode,
+            ..Self::short(states, Stack::Async, out)
+        }
+    }
+
     /// The kernel with known defects.
     pub(crate) fn mutants(out: PathBuf) -> Self {
         let mutants = true;
@@ -483,8 +492,8 @@ impl Run<'_> {
     fn mutants(&mut self) -> Result<()> {
         let (kept, seed) = (&self.kept, self.args.seed);
         let results: Vec<Result<MutantReport>> = thread::scope(|scope| {
-            let disk = kept.iter().all(|recording| recording.disk.is_some());
-            let mutants = Mutant::ALL.into_iter().filter(|it| it.breaks(disk));
+            let broken = |mutant: &Mutant| kept.iter().any(|it| mutant.breaks(&it.subject));
+            let mutants = Mutant::ALL.into_iter().filter(broken);
             let threads: Vec<_> = mutants
                 .map(|mutant| {
                     scope.spawn(move || {

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 //! The file systems that are explored.
 
+use super::record::ours;
 use crate::context::Context;
 use crate::error::{
     Error,
@@ -12,6 +13,8 @@ use crate::process::{
     find_on_path, //
 };
 use aios_crash::POISON;
+use aios_crash::check::Subject;
+use aios_crash::database;
 use aios_crash::disk;
 use aios_crash::generate::{
     self,
@@ -61,6 +64,8 @@ pub(super) enum Mode {
     Writeback,
     /// data=journal.
     Journal,
+    /// A RocksDB database on data=ordered, and synced puts.
+    Rocksdb,
     /// A read-write overlaybd disk whose layers are on data=ordered.
     RwDisk,
 }
@@ -68,12 +73,13 @@ pub(super) enum Mode {
 impl Mode {
     /// All of them but `FastCommit`, which no kernel recovers as it should, and `RwDisk`,
     /// which is about what is on the file system.
-    pub(super) const ALL: [Self; 5] = [
+    pub(super) const ALL: [Self; 6] = [
         Self::Ordered,
         Self::DioreadLock,
         Self::FastCommitPlain,
         Self::Writeback,
         Self::Journal,
+        Self::Rocksdb,
     ];
 
     /// Name on the command line and in reports.
@@ -85,6 +91,7 @@ impl Mode {
             Self::FastCommitPlain => "fast-commit-plain",
             Self::Writeback => "writeback",
             Self::Journal => "journal",
+            Self::Rocksdb => "rocksdb",
             Self::RwDisk => "rw-disk",
         }
     }
@@ -92,9 +99,11 @@ impl Mode {
     /// What it is mounted with.
     pub(super) fn mount_option(self) -> &'static str {
         match self {
-            Self::Ordered | Self::FastCommit | Self::FastCommitPlain | Self::RwDisk => {
-                "data=ordered"
-            }
+            Self::Ordered
+            | Self::FastCommit
+            | Self::FastCommitPlain
+            | Self::Rocksdb
+            | Self::RwDisk => "data=ordered",
             Self::DioreadLock => "data=ordered,dioread_lock",
             Self::Writeback => "data=writeback",
             Self::Journal => "data=journal",
@@ -105,6 +114,7 @@ impl Mode {
     pub(super) fn plan(self, seed: u64, number: u64) -> Plan {
         match self {
             Self::FastCommitPlain => generate::plain(seed, number),
+            Self::Rocksdb => database::plan(seed, number),
             Self::RwDisk => disk::plan(seed, number),
             _ => generate::plan(seed, number),
         }
@@ -116,11 +126,13 @@ impl Mode {
         self == Self::FastCommitPlain
     }
 
-    /// What contents it promises.
-    pub(super) fn promise(self) -> Promise {
+    /// What must be there after `plan`.
+    pub(super) fn subject(self, plan: &Plan) -> Result<Subject> {
         match self {
-            Self::Writeback => Promise::OnlyAcknowledged,
-            _ => Promise::NothingStale,
+            Self::RwDisk => Ok(Subject::disk(plan)),
+            Self::Rocksdb => Ok(Subject::database(plan)),
+            Self::Writeback => Subject::files(plan, Promise::OnlyAcknowledged).map_err(ours),
+            _ => Subject::files(plan, Promise::NothingStale).map_err(ours),
         }
     }
 

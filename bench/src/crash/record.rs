@@ -241,10 +241,11 @@ impl Recorder {
         if syncs.count() != history.marks.len() {
             return Err(Error::new("the recording lacks acknowledgements"));
         }
-        if mode == Mode::RwDisk {
-            return Ok(Recording::of_disk(plan, initial, history));
-        }
-        Recording::new(plan, initial, history, mode.promise()).map_err(ours)
+        Ok(Recording {
+            initial,
+            history,
+            subject: mode.subject(plan)?,
+        })
     }
 
     /// What comes before and after a plan in the guest, and where its folders are

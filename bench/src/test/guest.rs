@@ -67,7 +67,9 @@ use std::time::{
 const CRASH_STATES: u64 = 1000;
 
 /// The same of a read-write disk.
-const DISK_STATES: u64 = 150;
+const DISK_STATES: u64 = 100;
+/// The same of a database.
+const ROCKSDB_STATES: u64 = 80;
 
 /// A script in the guest may take this long.
 const SCRIPT_TIMEOUT: Duration = Duration::from_secs(120);
@@ -295,6 +297,7 @@ pub(super) fn run(ctx: &Context, suite: &mut Suite) {
     suite.case("guest/crash-states-lbio-writes", || {
         crash_states_lbio_writes(ctx)
     });
+    suite.case("guest/crash-states-rocksdb", || crash_states_rocksdb(ctx));
     suite.case("guest/crash-states-rw-disk", || crash_states_rw_disk(ctx));
     suite.case("guest/crash-mutants", || crash_mutants(ctx));
 }
@@ -386,6 +389,12 @@ fn crash_states_lbio_writes(ctx: &Context) -> Result<Outcome> {
 /// Some of a read-write disk whose layers are on the drive.
 fn crash_states_rw_disk(ctx: &Context) -> Result<Outcome> {
     let args = crash::Args::rw_disk(DISK_STATES, ctx.cache_dir("test/crash-rw")?);
+    crash::check(ctx, &args).map(|()| Outcome::Passed)
+}
+
+/// Some of RocksDB.
+fn crash_states_rocksdb(ctx: &Context) -> Result<Outcome> {
+    let args = crash::Args::rocksdb(ROCKSDB_STATES, ctx.cache_dir("test/crash-rocksdb")?);
     crash::check(ctx, &args).map(|()| Outcome::Passed)
 }
 
