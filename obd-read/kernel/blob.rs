@@ -2,6 +2,7 @@
 
 //! Files and block devices that layers are in.
 
+use crate::cache::Origin;
 use crate::platform::Crc;
 use core::fmt;
 use kernel::{
@@ -27,7 +28,10 @@ use kernel::{
     },
     page::PAGE_SIZE,
     prelude::*,
-    sync::aref::ARef, //
+    sync::{
+        aref::ARef,
+        Arc, //
+    }, //
 };
 use obd_core::source::{
     Blocks,
@@ -46,6 +50,7 @@ const CONFIGFS_MAGIC: u64 = bindings::CONFIGFS_MAGIC as u64;
 pub(crate) struct Blob {
     file: ARef<File>,
     size: u64,
+    origin: Arc<Origin>,
 }
 
 impl Blob {
@@ -77,6 +82,7 @@ impl Blob {
         let blob = Self {
             size: file.size(),
             file,
+            origin: Origin::new()?,
         };
         match file_type {
             FileType::BlockDevice => blob.shrink(),
@@ -111,6 +117,11 @@ impl Blob {
     pub(crate) fn is_on_device(&self) -> bool {
         self.device()
             .is_some_and(|device| device.logical_block_size() == SECTOR_SIZE as usize)
+    }
+
+    /// What the cache knows of it.
+    pub(crate) fn origin(&self) -> &Origin {
+        &self.origin
     }
 
     fn device(&self) -> Option<&BlockDevice> {
@@ -209,6 +220,18 @@ impl Source for Blob {
             Some(wanted) => Ok(then(wanted)),
             None => Err(ReadError(EINVAL)),
         }
+    }
+
+    fn keep(&self, number: u64, block: &[u8]) {
+        self.origin.add(number, block);
+    }
+
+    fn kept(&self, number: u64, skip: usize, to: &mut [u8]) -> bool {
+        self.origin.read(number, skip, to)
+    }
+
+    fn keeps(&self, number: u64) -> bool {
+        self.origin.has(number)
     }
 }
 

@@ -24,6 +24,14 @@
 //! | `commit_ms` | so old they may get; 0: any age |
 //! | `writer_ms` | so long there may be no writer; 0: for good |
 //!
+//! What all have in common, in the folder of them all:
+//!
+//! | file | |
+//! |---|---|
+//! | `cache` | bytes that decoded blocks may take, of which parts were read; 0: none are kept |
+//! | `cache_stats` | how many there are, and how often what happened |
+//! | `features` | what images may be of |
+//!
 //! A device's lock is never held over I/O. Attaching and detaching mark the
 //! device as busy under it and do their work without it: files are opened, which
 //! may be of any kind and on anything, this device's own folder included, and
@@ -34,6 +42,7 @@
 //! from: so it waits for no read, but hands its disk to a workqueue. `power` holds
 //! that of the device's own files, for which `rmdir` of this device waits.
 
+use crate::cache;
 use crate::content::{
     Content,
     Failure, //
@@ -108,6 +117,8 @@ pub(crate) fn subsystem() -> impl PinInit<configfs::Subsystem<Devices>, Error> {
         child: Config,
         attributes: [
             features: 0,
+            cache: 1,
+            cache_stats: 2,
         ],
     };
 
@@ -140,6 +151,39 @@ impl AttributeOperations<0> for Devices {
 
     fn show(_: &Devices, page: &mut [u8; PAGE_SIZE]) -> Result<usize> {
         print(page, fmt!("lsmt zfile lz4 zstd\n"))
+    }
+}
+
+#[vtable]
+impl AttributeOperations<1> for Devices {
+    type Data = Devices;
+
+    fn show(_: &Devices, page: &mut [u8; PAGE_SIZE]) -> Result<usize> {
+        print(page, fmt!("{}\n", cache::stats().limit))
+    }
+
+    fn store(_: &Devices, page: &[u8]) -> Result {
+        cache::set_limit(number(page)?)
+    }
+}
+
+#[vtable]
+impl AttributeOperations<2> for Devices {
+    type Data = Devices;
+
+    fn show(_: &Devices, page: &mut [u8; PAGE_SIZE]) -> Result<usize> {
+        let stats = cache::stats();
+        print(
+            page,
+            fmt!(
+                "bytes {}\nblocks {}\nhits {}\nmisses {}\nshrunk {}\n",
+                stats.bytes,
+                stats.blocks,
+                stats.hits,
+                stats.misses,
+                stats.shrunk,
+            ),
+        )
     }
 }
 
@@ -705,12 +749,13 @@ impl AttributeOperations<5> for Config {
         };
         let device = attached.disk.queue_data();
         let stack = device.stack();
+        let (hits, misses) = stack.content.cached();
         let (memory, frozen, most) = device.dirty().map_or((0, 0, 0), |dirty| dirty.memory());
         print(
             page,
             fmt!(
                 "reads {}\nzeros {}\ndirect {}\nfetched {}\nsectors {}\nerrors {}\n\
-                 index_bytes {}\ntable_bytes {}\n\
+                 index_bytes {}\ntable_bytes {}\ncache_hits {}\ncache_misses {}\n\
                  writes {}\ndirty_bytes {}\nfrozen_bytes {}\nmost_bytes {}\ncommits {}\n\
                  failed_commits {}\n",
                 device.counts.reads.load(Relaxed),
@@ -721,6 +766,8 @@ impl AttributeOperations<5> for Config {
                 device.counts.errors.load(Relaxed),
                 stack.content.index_memory(),
                 stack.content.table_memory(),
+                hits,
+                misses,
                 device.counts.writes.load(Relaxed),
                 memory,
                 frozen,

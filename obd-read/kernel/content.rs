@@ -164,6 +164,21 @@ impl Content {
         }
     }
 
+    /// How often parts of blocks were found in the cache, and how many blocks were decoded as they
+    /// were not, since the blobs were opened.
+    pub(crate) fn cached(&self) -> (u64, u64) {
+        let of = |blob: &Blob| (blob.origin().hits(), blob.origin().misses());
+        match self {
+            Self::Empty(_) => (0, 0),
+            Self::Image(image) => image
+                .layers()
+                .iter()
+                .map(|layer| of(layer.file().source()))
+                .fold((0, 0), |sum, one| (sum.0 + one.0, sum.1 + one.1)),
+            Self::ZFile(file) => of(file.file().source()),
+        }
+    }
+
     /// Whether all that it is in can be read without any file system, see
     /// [`Blob::is_on_device`].
     pub(crate) fn is_on_devices(&self) -> bool {

@@ -72,14 +72,16 @@
 //! then, with its files. The device's own workers have no reference of their own, so none of them
 //! waits for itself.
 //!
-//! Locks, outermost first: those of configfs, a device's configuration, seats, a seat, buffers, and
-//! blocks in memory. The last two are taken on the way of I/O.
+//! Locks, outermost first: those of configfs, a device's configuration, seats, a seat, buffers,
+//! written blocks, and decoded ones ([`cache`]). The last three are taken on the way of I/O, the last
+//! one by who needs memory, too, so that none is allocated under it.
 //!
 //! [`mq::Request::submitter_waits`]: kernel::block::mq::Request::submitter_waits
 //! [`mq::in_submitter`]: kernel::block::mq::in_submitter
 
 mod abi;
 mod blob;
+mod cache;
 mod configfs;
 mod content;
 mod device;
@@ -109,13 +111,16 @@ struct ObdModule {
     subsystem: kernel::configfs::Subsystem<configfs::Devices>,
     #[pin]
     node: MiscDeviceRegistration<writer::Writer>,
-    /// Dropped last: disks have seats.
+    /// Dropped after all that: disks have seats.
     seats: writer::Opened,
+    /// And blobs, whose blocks are there.
+    cache: cache::Started,
 }
 
 impl kernel::InPlaceModule for ObdModule {
     fn init(_module: &'static ThisModule) -> impl PinInit<Self, Error> {
         try_pin_init!(Self {
+            cache: cache::start()?,
             seats: writer::start()?,
             node <- writer::node(),
             subsystem <- configfs::subsystem(),

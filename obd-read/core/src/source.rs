@@ -8,6 +8,9 @@ use crate::error::Error;
 /// whole blocks of half as much reads one more at each end.
 pub const SLACK: usize = 8 << 10;
 
+/// Bytes of a block that is not worth to be kept: who reads it at random reads all of it.
+pub const UNKEPT: usize = 4 << 10;
+
 /// Bytes at addresses: a file, a block device, memory.
 pub trait Source {
     /// Why a read failed.
@@ -55,6 +58,26 @@ pub trait Source {
         let there = room.get(start..).and_then(|room| room.get(..len));
         Ok(then(there.unwrap_or_default()))
     }
+
+    /// Is given all that block `number` of the zfile in this source was decoded to, if
+    /// only a part of it was wanted: a source may keep that for [`Source::kept`]. Not
+    /// for blocks of [`UNKEPT`] bytes and less.
+    fn keep(&self, number: u64, block: &[u8]) {
+        let _ = (number, block);
+    }
+
+    /// Fills `to` from byte `skip` of block `number` on, if the source has kept that.
+    /// The content of `to` is as it was if not.
+    fn kept(&self, number: u64, skip: usize, to: &mut [u8]) -> bool {
+        let _ = (number, skip, to);
+        false
+    }
+
+    /// Whether the source has kept block `number`, though it may not for long.
+    fn keeps(&self, number: u64) -> bool {
+        let _ = number;
+        false
+    }
 }
 
 impl<S: Source> Source for &S {
@@ -80,6 +103,18 @@ impl<S: Source> Source for &S {
         then: impl FnOnce(&[u8]) -> T,
     ) -> Result<T, Self::Error> {
         (**self).with(offset, len, room, then)
+    }
+
+    fn keep(&self, number: u64, block: &[u8]) {
+        (**self).keep(number, block);
+    }
+
+    fn kept(&self, number: u64, skip: usize, to: &mut [u8]) -> bool {
+        (**self).kept(number, skip, to)
+    }
+
+    fn keeps(&self, number: u64) -> bool {
+        (**self).keeps(number)
     }
 }
 

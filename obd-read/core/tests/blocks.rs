@@ -22,7 +22,11 @@ use obd_core::source::{
 };
 use obd_core::zfile::ZFile;
 use obd_host::Host;
-use std::cell::Cell;
+use std::cell::{
+    Cell,
+    RefCell, //
+};
+use std::collections::HashMap;
 
 /// A drive with logical blocks of `block` bytes. What a file does not fill of the
 /// last one is garbage.
@@ -184,7 +188,7 @@ fn what_is_fetched_is_decoded() {
     }
 }
 
-fn zfile_on(drive: &Drive) -> ZFile<&Drive, Host> {
+fn zfile_on<S: Source<Error = Outside>>(drive: &S) -> ZFile<&S, Host> {
     let whole = obd_core::source::Window::whole(drive);
     let file = match obd_core::tar::payload(&whole).unwrap() {
         Some(payload) => whole.part(payload.offset, payload.len).unwrap(),
@@ -283,5 +287,95 @@ fn blocks_hold_what_is_asked_for() {
                 assert!(blocks.len < blocks.skip + len + size);
             }
         }
+    }
+}
+
+/// A source that keeps every block it is given.
+struct Keeper {
+    bytes: Vec<u8>,
+    reads: Cell<usize>,
+    blocks: RefCell<HashMap<u64, Vec<u8>>>,
+}
+
+impl Source for Keeper {
+    type Error = Outside;
+
+    fn size(&self) -> u64 {
+        self.bytes.len() as u64
+    }
+
+    fn read_exact_at(&self, offset: u64, buf: &mut [u8]) -> Result<(), Outside> {
+        self.reads.set(self.reads.get() + 1);
+        Bytes(&self.bytes).read_exact_at(offset, buf)
+    }
+
+    fn keep(&self, number: u64, block: &[u8]) {
+        self.blocks.borrow_mut().insert(number, block.to_vec());
+    }
+
+    fn kept(&self, number: u64, skip: usize, to: &mut [u8]) -> bool {
+        match self.blocks.borrow().get(&number) {
+            Some(block) => to.copy_from_slice(&block[skip..][..to.len()]),
+            None => return false,
+        }
+        true
+    }
+
+    fn keeps(&self, number: u64) -> bool {
+        self.blocks.borrow().contains_key(&number)
+    }
+}
+
+/// A block is decoded once for all parts of it, whoever reads them, and none that is wanted
+/// whole is kept, in one piece or in several.
+#[test]
+fn what_is_kept_is_not_read_again() {
+    for (name, keeps) in [
+        ("a-z03-lz4-16k.zfile", true),
+        ("a-z04-lz4-64k.zfile", true),
+        ("a-z05-lz4-8k.zfile", true),
+        ("a-z09-zstd-64k.zfile", true),
+        ("a-z01-lz4-4k-mixed.zfile", false),
+    ] {
+        let want = decode_zfile(&zfile(fixture(name)).unwrap()).unwrap();
+        let keeper = Keeper {
+            bytes: fixture(name),
+            reads: Cell::new(0),
+            blocks: RefCell::default(),
+        };
+        let file = zfile_on(&keeper);
+        let scratch = || Scratch::new(file.needs()).unwrap();
+        let block = file.block_size();
+
+        let mut got = vec![0; want.len()];
+        file.read_at(0, &mut got, &mut scratch()).unwrap();
+        assert!(got == want);
+        let mut reader = scratch();
+        for (start, part) in got.chunks_mut(4096).enumerate() {
+            let start = start * 4096;
+            let ahead = (want.len() - start - part.len()) as u64;
+            file.read_next(start as u64, part, ahead, &mut reader)
+                .unwrap();
+        }
+        assert!(got == want);
+        assert!(keeper.blocks.borrow().is_empty(), "{name}");
+
+        // Each time another reader, who has nothing.
+        let parts: Vec<usize> = (0..want.len()).step_by(1536).collect();
+        for start in parts.iter().rev().copied() {
+            let mut got = vec![0; (want.len() - start).min(1000)];
+            keeper.reads.set(0);
+            let first = start / block;
+            let there = |number: usize| keeper.blocks.borrow().contains_key(&(number as u64));
+            let last = (start + got.len() - 1) / block;
+            let all_there = there(first) && there(last);
+            let fetch = file.fetch(start as u64, got.len() as u64, 1 << 20);
+            assert_eq!(fetch.is_none(), first == last && all_there);
+            file.read_at(start as u64, &mut got, &mut scratch())
+                .unwrap();
+            assert!(got == want[start..][..got.len()], "{name} at {start}");
+            assert_eq!(keeper.reads.get() == 0, all_there, "{name} at {start}");
+        }
+        assert_eq!(!keeper.blocks.borrow().is_empty(), keeps, "{name}");
     }
 }

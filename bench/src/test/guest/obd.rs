@@ -571,6 +571,71 @@ fn by_lbio(f: &mut Fixture, failing: bool) -> Result<()> {
     .map(drop)
 }
 
+/// Blocks that are larger than what is read of them: a block is decoded once for all of its
+/// parts while it is in the cache, which has its bounds, is taken back when memory is short
+/// and can be off. Under readers layers are exchanged for others of the same size, and the
+/// cache's size changes: who reads gets one or the other, and afterwards only the new one.
+pub(super) fn neighbours(f: &mut Fixture) -> Result<()> {
+    let script = prologue(f.obd()?)
+        + "raw=/run/raw top=/sys/kernel/config/obd; dir=$top/s
+           of() { sed -n \"s/^$1 //p\" $top/cache_stats; }
+           empty() { [ $(of bytes) = 0 ] && [ $(of blocks) = 0 ]; }
+           # Opening a layer reads parts of its blocks, too.
+           few() { [ $(of blocks) -le 3 ]; }
+           # Every 4 KiB have their checksum, so it does not matter of which image they are.
+           seed=6
+           for name in a b; do
+               seed=$((seed + 1))
+               fio --name=w --filename=$raw.$name --size=6m --bs=4k --rw=write --ioengine=psync \
+                   --verify=crc32c --do_verify=0 --randseed=$seed --minimal > /dev/null
+               $obd convert --engine=cache --block-size 64 --output $raw.$name.layer $raw.$name \
+                   > /dev/null 2>&1
+           done
+           no cmp -s $raw.a $raw.b
+           read_some() {
+               fio --name=r --filename=$dev --readonly --direct=1 --rw=randread --bs=4k --size=6m \
+                   --verify=crc32c --verify_fatal=1 --thread --minimal \
+                   --ioengine=$* > /run/fio.$1; }
+           measure() {
+               hits=$(of hits) misses=$(of misses)
+               read_some $*
+               hits=$(($(of hits) - hits)) misses=$(($(of misses) - misses))
+               echo \"$(cat $top/cache) bytes, $*: $hits hits, $misses decoded\"; }
+           all() { dd if=$dev iflag=direct bs=4k 2>/dev/null | cmp - $raw.$1; }
+
+           [ $(cat $top/cache) = 8388608 ]; no eval 'echo x > $top/cache' 2>/dev/null
+           dev=$($obd attach --name s $raw.a.layer)
+           # 97 blocks of 1,536 pages.
+           measure psync; [ $hits -gt 1200 ]; [ $misses -lt 200 ]
+           [ $(of blocks) -ge 90 ]; [ $(of bytes) -gt 5800000 ]; [ $(of bytes) -le 8388608 ]
+           [ $(sed -n 's/^cache_hits //p' $dir/stats) -ge $hits ]
+           measure libaio --iodepth=16; [ $misses -lt 200 ]
+           echo 2 > /proc/sys/vm/drop_caches; empty; [ $(of shrunk) -ge 90 ]
+           measure psync; [ $hits -gt 1200 ]; [ $misses -lt 200 ]
+           echo 262144 > $top/cache; empty
+           measure psync; [ $misses -gt 1000 ]; [ $(of bytes) -le 262144 ]; [ $(of blocks) -ge 2 ]
+           echo 0 > $top/cache; empty
+           measure psync; [ $hits = 0 ]; [ $misses = 0 ]; empty
+
+           echo 8388608 > $top/cache; measure psync
+           echo 0 1 $raw.b.layer > $dir/exchange; soon few; all b; measure psync
+           for engine in psync 'libaio --iodepth=16'; do
+               (set -e; while ! test -e /run/stop; do read_some $engine; done) &
+               readers=\"$readers $!\"
+           done
+           for bytes in 131072 0 1000000 65536 8388608; do
+               echo $bytes > $top/cache; [ $(of bytes) -le $bytes ]
+               echo 0 1 $raw.a.layer > $dir/exchange
+               echo 2 > /proc/sys/vm/drop_caches; [ $(of bytes) -le $bytes ]
+               echo 0 1 $raw.b.layer > $dir/exchange
+           done
+           touch /run/stop; for reader in $readers; do wait $reader; done; rm /run/stop
+           all b; echo 0 1 $raw.a.layer > $dir/exchange; all a
+           grep -qx 'errors 0' $dir/stats
+           $obd detach s; soon empty; rm $raw.*";
+    f.long(&script).map(drop)
+}
+
 /// Many devices, read at once; each has its own data.
 pub(super) fn many(f: &mut Fixture) -> Result<()> {
     let script = prologue(f.obd()?)

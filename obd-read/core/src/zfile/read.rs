@@ -25,7 +25,10 @@ use crate::scratch::{
     Fetch,
     Scratch, //
 };
-use crate::source::Source;
+use crate::source::{
+    Source,
+    UNKEPT, //
+};
 use core::ops::Range;
 
 /// The codecs' workspaces of a [`Scratch`].
@@ -41,6 +44,8 @@ struct Kept<'a> {
     block: &'a mut [u8],
     /// Layer and number of the block that is there.
     holds: &'a mut Option<(usize, u64)>,
+    /// Where what is wanted ends, now and next.
+    until: u64,
 }
 
 impl<S: Source, P: Platform> ZFile<S, P> {
@@ -98,6 +103,10 @@ impl<S: Source, P: Platform> ZFile<S, P> {
         let first = self.extent(offset >> shift)?;
         // Blocks lie one behind the other.
         let mut last = end.checked_sub(1)? >> shift;
+        // What is in memory is not read.
+        if self.is_kept() && last == offset >> shift && self.file.source().keeps(last) {
+            return None;
+        }
         let len = loop {
             let extent = self.extent(last)?;
             let before = extent.offset.checked_sub(first.offset)?;
@@ -140,23 +149,30 @@ impl<S: Source, P: Platform> ZFile<S, P> {
         let mut skip = (offset & (self.block_size() as u64 - 1)) as usize;
         let mut number = offset >> shift;
         let blocks = end.div_ceil(1 << shift);
-        let blocks_ahead = end
-            .saturating_add(ahead)
-            .min(self.size)
-            .div_ceil(1 << shift);
+        let until = end.saturating_add(ahead).min(self.size);
+        let blocks_ahead = until.div_ceil(1 << shift);
         let mut buf = buf;
         while number < blocks && !buf.is_empty() {
-            if scratch.holds == Some((layer, number)) {
+            let held = scratch.holds == Some((layer, number));
+            if held || self.is_kept() {
                 let whole = self.decoded_len(number);
                 let wanted = buf.len().min(whole - skip.min(whole));
-                let (now, later) = split(buf, wanted);
-                if let Some(from) = scratch.block.get(skip..skip.saturating_add(wanted)) {
-                    now.copy_from_slice(from);
+                let now = buf.get_mut(..wanted).unwrap_or_default();
+                let served = if held {
+                    if let Some(from) = scratch.block.get(skip..skip.saturating_add(wanted)) {
+                        now.copy_from_slice(from);
+                    }
+                    true
+                } else {
+                    // What is wanted whole is decoded to where it is wanted.
+                    wanted < whole && self.file.source().kept(number, skip, now)
+                };
+                if served {
+                    buf = split(buf, wanted).1;
+                    skip = 0;
+                    number += 1;
+                    continue;
                 }
-                buf = later;
-                skip = 0;
-                number += 1;
-                continue;
             }
             let first = self.extent(number).ok_or(Error::OutOfRange {
                 offset,
@@ -211,6 +227,7 @@ impl<S: Source, P: Platform> ZFile<S, P> {
                 layer,
                 block,
                 holds,
+                until,
             };
             let run = number..stop;
             let rest = match found.and_then(|found| stored.get(found)) {
@@ -260,6 +277,11 @@ impl<S: Source, P: Platform> ZFile<S, P> {
                 let to = kept.block.get_mut(..whole).ok_or(Error::ScratchTooSmall)?;
                 self.decode(number, this, to, workspaces)?;
                 *kept.holds = Some((kept.layer, number));
+                // Who reads all of it, part by part, does it now.
+                let end = number.saturating_add(1) << self.options.shift;
+                if self.is_kept() && (skip > 0 || end.min(self.size) > kept.until) {
+                    self.file.source().keep(number, to);
+                }
                 if let Some(from) = to.get(skip..skip.saturating_add(wanted)) {
                     now.copy_from_slice(from);
                 }
@@ -331,6 +353,12 @@ impl<S: Source, P: Platform> ZFile<S, P> {
             )),
             Err(Corrupt) => Err(self.fault(number, Reason::Decode)),
         }
+    }
+
+    /// Whether the source is told of blocks of which only a part was wanted.
+    #[inline]
+    fn is_kept(&self) -> bool {
+        self.block_size() > UNKEPT
     }
 
     #[cold]
