@@ -115,7 +115,7 @@ pub(super) fn run(ctx: &Context, suite: &mut Suite) {
 
 fn start(ctx: &Context) -> Result<Fixture> {
     setup::ensure(ctx, &[Need::Build, Need::Boot, Need::Workloads])?;
-    let obd = obd_tool::build(ctx)?;
+    let obd = obd_tool::build(ctx, None)?;
     let built = kernel::build(ctx, Flavour::Native, Variant::Bench, None)?;
     let out = ctx.cache_dir("test")?;
     let name = GROUP.replace('/', "-");
