@@ -43,6 +43,8 @@ struct Cli {
 enum Command {
     /// Say what is there, what is missing and how to mend it.
     Doctor(setup::doctor::Args),
+    /// Fetch what only extras need.
+    Setup(setup::Args),
     /// Prepare, build, export or package the patched kernel.
     Kernel(kernel::Args),
     /// Boot a kernel with emulated NVMe and run a command in the guest.
@@ -66,6 +68,7 @@ fn dispatch(cli: Cli) -> Result<u8> {
     let ctx = Context::new(&cli.global);
     match cli.command {
         Command::Doctor(args) => setup::doctor::run(&ctx?, &args),
+        Command::Setup(args) => setup::run(&ctx?, &args),
         Command::Kernel(args) => kernel::run(&ctx?, &args),
         Command::Boot(args) => boot::run(&ctx?, &args),
         Command::Compare(args) => compare::run(&ctx?, &args),

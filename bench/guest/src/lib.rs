@@ -2,6 +2,7 @@
 //! What the guest and the harness agree on: names, the agent's protocol, the
 //! markers of measured operations, and the result of a workload.
 
+pub mod count;
 pub mod crash;
 mod durable;
 pub mod faults;

@@ -3,12 +3,14 @@
 //!
 //! As process 1 it builds the guest's root and serves the harness; called by
 //! hand, `aios-guest work …`, `… race`, `… faults`, `… new-blocks`, `… sync` and
-//! `… obd-writer` run a workload and print one line of JSON.
+//! `… obd-writer` run a workload and print one line of JSON; `… count` runs a program
+//! between the marks of a window.
 
 mod agent;
 mod init;
 mod sys;
 
+use aios_guest::count::Count;
 use aios_guest::crash::Crash;
 use aios_guest::faults::Faults;
 use aios_guest::new_blocks::NewBlocks;
@@ -48,6 +50,8 @@ enum Command {
     Sync(Sync),
     /// Make layers of what is written to an overlaybd disk.
     ObdWriter(ObdWriter),
+    /// Run a program, all of whose instructions are counted, and the kernel's meanwhile.
+    Count(Count),
 }
 
 /// What a command that went well prints: one line of JSON.
@@ -68,6 +72,7 @@ fn main() -> ExitCode {
         Command::Crash(crash) => report(crash.run()),
         Command::Sync(sync) => report(sync.run()),
         Command::ObdWriter(writer) => report(writer.run()),
+        Command::Count(count) => report(count.run()),
     };
     match printed {
         Ok(line) => {

@@ -21,6 +21,8 @@ pub(crate) struct Base {
     pub(crate) rust_src: Vec<RustSrc>,
     /// The generator of the kernel's Rust bindings.
     pub(crate) bindgen: Bindgen,
+    /// SPDK's sources.
+    pub(crate) spdk: Spdk,
 }
 
 /// The kernel that the series is written for.
@@ -65,6 +67,20 @@ pub(crate) struct RustSrc {
 pub(crate) struct Bindgen {
     /// The version that is installed when another or none is there.
     pub(crate) version: String,
+}
+
+/// SPDK's sources, in a file of a Debian source package.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Spdk {
+    /// SPDK's version, `20.07`.
+    pub(crate) version: String,
+    /// The tarball's place below a mirror's address.
+    pub(crate) file: String,
+    /// Folder of the tarball that is SPDK's.
+    pub(crate) folder: String,
+    /// SHA-256 of the tarball, in lower-case hexadecimal.
+    pub(crate) sha256: String,
 }
 
 /// One Debian package of a suite that the machine need not have.
@@ -129,6 +145,7 @@ mod tests {
         let base = Base::load(&root).unwrap();
         assert!(base.kernel.version.starts_with(&base.kernel.series));
         assert_eq!(base.kernel_package().sha256.len(), 64);
+        assert_eq!(base.spdk.sha256.len(), 64);
     }
 
     #[test]

@@ -18,6 +18,7 @@ use super::{
     find_rust_lib_src,
     packages::version_in,
     rustc_version,
+    spdk,
     tried, //
 };
 use crate::context::Context;
@@ -91,6 +92,7 @@ pub(crate) fn run(ctx: &Context, args: &Args) -> Result<u8> {
     findings.push(bindgen(ctx, &base));
     findings.push(kernel_source(ctx, &base));
     findings.push(rust_src(ctx, &base));
+    findings.push(spdk_source(ctx, &base));
     findings.push(disk(ctx));
     findings.push(memory(
         &fs::read_to_string("/proc/meminfo").unwrap_or_default(),
@@ -255,6 +257,23 @@ fn rust_src(ctx: &Context, base: &Base) -> Finding {
                 "run `rustup component add rust-src`, or use rustc {}",
                 tried(base)
             ),
+        ),
+    }
+}
+
+fn spdk_source(ctx: &Context, base: &Base) -> Finding {
+    let purpose = "build obd with the engine spdk";
+    match spdk::find(ctx, &base.spdk) {
+        Some(dir) => {
+            let detail = dir.display().to_string();
+            finding("SPDK source", purpose, State::Ok, detail, "")
+        }
+        None => finding(
+            "SPDK source",
+            purpose,
+            State::Optional,
+            "missing".to_owned(),
+            "run `cargo aios setup --spdk`",
         ),
     }
 }

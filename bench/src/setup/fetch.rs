@@ -109,6 +109,47 @@ pub(crate) fn package(ctx: &Context, pinned: &Pinned) -> Result<PathBuf> {
     Ok(deb)
 }
 
+/// A file of the machine's mirror that has no package, `path` below the mirror's
+/// address, downloaded into the folder `dir` and verified.
+pub(crate) fn file(ctx: &Context, path: &str, sha256: &str, dir: &Path) -> Result<PathBuf> {
+    let name = path.rsplit('/').next().unwrap_or(path);
+    let file = dir.join(name);
+    let entries = sources::read(Path::new("/etc/apt"))?;
+    let codename = codename(&fs::read_to_string("/etc/os-release").unwrap_or_default());
+    let addresses = sources::main_archive(&entries, &codename)
+        .map(|archive| archive.addresses_of(path))
+        .unwrap_or_default();
+    let mut last = Error::new(format!(
+        "no Debian mirror for `{codename} main` in /etc/apt/sources.list or sources.list.d"
+    ));
+    for address in addresses {
+        // Proxies and credentials come from the machine's configuration.
+        let download = Tool::new("/usr/lib/apt/apt-helper")
+            .env("LC_ALL", "C")
+            .args(["-qq", "-o", "Acquire::Retries=3"])
+            .args(["-o", "APT::Sandbox::User=root", "download-file", &address])
+            .arg(&file)
+            .arg(format!("SHA256:{sha256}"));
+        if ctx.dry_run {
+            println!("{}", download.line());
+            return Ok(file);
+        }
+        let spinner = ctx.ui.spinner(&format!("Downloading {name}"));
+        let result = download.output();
+        spinner.finish_and_clear();
+        // What counts is what came.
+        if file.is_file() {
+            verify(&file, sha256)?;
+            return Ok(file);
+        }
+        last = match result {
+            Ok(_) => Error::new(format!("apt-helper gave no {name}")),
+            Err(error) => error.context(format!("cannot download {name}")),
+        };
+    }
+    Err(last)
+}
+
 /// Whether the package is in the cache already.
 pub(crate) fn is_cached(ctx: &Context, pinned: &Pinned) -> bool {
     ctx.cache()

@@ -6,6 +6,7 @@ pub(crate) mod doctor;
 pub(crate) mod fetch;
 mod packages;
 mod sources;
+pub(crate) mod spdk;
 
 use crate::context::Context;
 use crate::error::{
@@ -13,6 +14,7 @@ use crate::error::{
     IoContext,
     Result, //
 };
+use crate::obd_tool;
 use crate::process::{
     Tool,
     find_on_path, //
@@ -26,6 +28,32 @@ use std::path::{
     Path,
     PathBuf, //
 };
+
+/// Options of `aios setup`.
+#[derive(clap::Args, Debug)]
+pub(crate) struct Args {
+    /// SPDK's NVMe driver, for the engine `spdk` of `obd`.
+    #[arg(long, required = true)]
+    spdk: bool,
+    /// SPDK's source tree (20.07) to use instead of the pinned one.
+    #[arg(long, value_name = "DIR")]
+    spdk_source: Option<PathBuf>,
+}
+
+/// Runs `aios setup`.
+pub(crate) fn run(ctx: &Context, args: &Args) -> Result<u8> {
+    debug_assert!(args.spdk);
+    let tree = spdk::ensure(ctx, args.spdk_source.as_deref())?;
+    if !ctx.dry_run {
+        ctx.ui
+            .say(format!("SPDK's sources are in {}", tree.display()));
+    }
+    let obd = obd_tool::build(ctx, Some(&tree))?;
+    if !ctx.dry_run {
+        println!("{}", obd.display());
+    }
+    Ok(0)
+}
 
 /// What a command is about to need.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

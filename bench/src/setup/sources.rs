@@ -182,6 +182,17 @@ pub(crate) fn main_archive<'a>(entries: &'a [Entry], codename: &str) -> Option<&
 }
 
 impl Entry {
+    /// Where this entry's mirrors have `file`, a path below `pool/`; none for
+    /// lists of mirrors, which only apt can follow.
+    pub(crate) fn addresses_of(&self, file: &str) -> Vec<String> {
+        let plain = |uri: &&String| !uri.starts_with("mirror");
+        self.uris
+            .iter()
+            .filter(plain)
+            .map(|uri| format!("{}/{file}", uri.trim_end_matches('/')))
+            .collect()
+    }
+
     /// A deb822 stanza for `suite` on this entry's mirrors, trusted as they are.
     pub(crate) fn stanza_for(&self, suite: &str) -> String {
         let mut text = format!(
@@ -289,6 +300,17 @@ signed-by:
             "Types: deb\nURIs: http://mirror.example/debian\nSuites: trixie-backports\n\
              Components: main\nSigned-By: /usr/share/keyrings/debian-archive-keyring.gpg\n"
         );
+    }
+
+    #[test]
+    fn test_addresses_of_joins_and_leaves_mirror_lists() {
+        let entries =
+            parse_lines("deb http://mirror.example/debian/ x main\ndeb mirror+file:/l x main\n");
+        assert_eq!(
+            entries[0].addresses_of("pool/a.tar"),
+            ["http://mirror.example/debian/pool/a.tar"]
+        );
+        assert!(entries[1].addresses_of("pool/a.tar").is_empty());
     }
 
     #[test]

@@ -16,6 +16,12 @@ pub(super) enum Outcome {
     Skipped(String),
 }
 
+impl From<()> for Outcome {
+    fn from((): ()) -> Self {
+        Self::Passed
+    }
+}
+
 /// Counts of ended cases, and which names may run.
 #[derive(Debug)]
 pub(super) struct Suite {
@@ -65,7 +71,7 @@ impl Suite {
 
     /// Runs `cases`, named `GROUP/CASE`, on what `start` makes for all of them,
     /// and then `end` as the case `GROUP/clean-log`.
-    pub(super) fn group<F, C: Fn(&mut F) -> Result<()>>(
+    pub(super) fn group<F, O: Into<Outcome>, C: Fn(&mut F) -> Result<O>>(
         &mut self,
         group: &str,
         cases: &[(&str, C)],
@@ -88,7 +94,7 @@ impl Suite {
             Err(error) => return self.fail_all(each(), &error),
         };
         for ((_, case), name) in cases.iter().zip(&names) {
-            self.case(name, || case(&mut fixture).map(|()| Outcome::Passed));
+            self.case(name, || case(&mut fixture).map(Into::into));
         }
         self.case(&last, || end(fixture).map(|()| Outcome::Passed));
     }

@@ -10,7 +10,8 @@ use crate::ui;
 use obd_engine::check::{
     CHECKS,
     Failure,
-    SIZE, //
+    SIZE,
+    stream, //
 };
 use obd_engine::guard::Force;
 use obd_engine::stats::Summary;
@@ -33,13 +34,13 @@ use std::time::{
 /// A device and the way to it.
 #[derive(clap::Args)]
 pub(crate) struct DeviceArgs {
-    /// A file or block device; for `--engine vfio` a PCI address and a namespace,
-    /// like 0000:00:04.0/1.
+    /// A file or block device; for `--engine vfio` and `spdk` a PCI address and a
+    /// namespace, like 0000:00:04.0/1.
     #[arg(value_name = "DEVICE")]
     pub(crate) device: String,
 
-    /// Who does the I/O: the kernel, asked by io_uring, or this process, which
-    /// takes the controller from the kernel meanwhile.
+    /// Who does the I/O: the kernel, asked by io_uring, or this process, by its own
+    /// driver or SPDK's, which takes the controller from the kernel meanwhile.
     #[arg(long, value_enum, default_value_t = Engine::Uring)]
     engine: Engine,
 
@@ -47,7 +48,7 @@ pub(crate) struct DeviceArgs {
     #[arg(long, value_name = "N")]
     depth: Option<u16>,
 
-    /// Seconds a command may take before the controller is reset (vfio).
+    /// Seconds a command may take before the controller is reset (vfio, spdk).
     #[arg(long, value_name = "SECONDS", default_value_t = 30.0, value_parser = seconds)]
     timeout: f64,
 }
@@ -63,6 +64,7 @@ fn seconds(text: &str) -> std::result::Result<f64, String> {
 enum Engine {
     Uring,
     Vfio,
+    Spdk,
 }
 
 impl DeviceArgs {
@@ -78,7 +80,7 @@ impl DeviceArgs {
                 let opened = Uring::open(Path::new(&self.device), purpose, &options);
                 Box::new(opened.map_err(Error::Engine)?)
             }
-            Engine::Vfio => {
+            Engine::Vfio | Engine::Spdk => {
                 let (address, nsid) = self.namespace()?;
                 let mut options = vfio::Options {
                     timeout: Duration::from_secs_f64(self.timeout),
@@ -86,7 +88,11 @@ impl DeviceArgs {
                     ..vfio::Options::default()
                 };
                 options.depth = self.depth.unwrap_or(options.depth);
-                Box::new(Vfio::open(address, nsid, &options).map_err(Error::Engine)?)
+                if self.engine == Engine::Vfio {
+                    Box::new(Vfio::open(address, nsid, &options).map_err(Error::Engine)?)
+                } else {
+                    spdk(address, nsid, &options)?
+                }
             }
         };
         Ok(Shared::new(engine))
@@ -104,6 +110,22 @@ impl DeviceArgs {
     }
 }
 
+#[cfg(feature = "spdk")]
+fn spdk(address: &str, nsid: u32, options: &vfio::Options) -> Result<Box<dyn obd_engine::Engine>> {
+    let opened = obd_engine::Spdk::open(address, nsid, options);
+    Ok(Box::new(opened.map_err(Error::Engine)?))
+}
+
+#[cfg(not(feature = "spdk"))]
+fn spdk(address: &str, _: u32, _: &vfio::Options) -> Result<Box<dyn obd_engine::Engine>> {
+    let reason = "this obd is built without it: `cargo aios setup --spdk` builds one with";
+    Err(Error::Engine(obd_engine::Error::device(
+        address,
+        "use the engine spdk",
+        reason,
+    )))
+}
+
 /// Check that an engine does what it should, on a device whose content is lost.
 #[derive(clap::Args)]
 pub(crate) struct CheckArgs {
@@ -117,6 +139,11 @@ pub(crate) struct CheckArgs {
     /// Run the checks this often, with other random numbers each time.
     #[arg(long, value_name = "N", default_value_t = 1)]
     rounds: u64,
+
+    /// Instead of checking, write so many MiB in order and flush: what the engine
+    /// itself costs.
+    #[arg(long, value_name = "MIB", conflicts_with = "rounds")]
+    write: Option<u64>,
 }
 
 #[derive(Serialize)]
@@ -161,7 +188,19 @@ pub(crate) fn check(args: &CheckArgs, json: bool) -> Result<()> {
         ));
     }
     let mut checks = Vec::new();
-    for round in 0..args.rounds {
+    if let Some(mib) = args.write {
+        let begin = Instant::now();
+        stream(&device, mib << 20).map_err(|error| failed("write", error))?;
+        let seconds = begin.elapsed().as_secs_f64();
+        if !json {
+            ui::print(&format!("{mib} MiB written and flushed ({seconds:.2} s)"));
+        }
+        checks.push(Passed {
+            check: "write",
+            seconds,
+        });
+    }
+    for round in 0..if args.write.is_some() { 0 } else { args.rounds } {
         for (check, run) in CHECKS {
             let begin = Instant::now();
             run(&device, round).map_err(|error| failed(check, error))?;

@@ -141,6 +141,14 @@ fn check_passes_and_refuses() {
     fails(dir, &["check", "drive"], 3, "squashfs filesystem; --force");
     sized(&dir.join("small"), 1 << 20);
     fails(dir, &["check", "small"], 1, "at least");
+    if cfg!(not(feature = "spdk")) {
+        fails(
+            dir,
+            &["check", "--engine", "spdk", "0000:00:00.0/1"],
+            3,
+            "built without it: `cargo aios setup --spdk`",
+        );
+    }
     let vfio = ["check", "--engine", "vfio"];
     fails(
         dir,

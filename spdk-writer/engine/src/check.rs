@@ -8,6 +8,7 @@ use crate::{
     Shared, //
 };
 use fastrand::Rng;
+use std::collections::VecDeque;
 use std::ops::Range;
 
 /// What went wrong.
@@ -52,6 +53,37 @@ pub const CHECKS: [Check; 7] = [
 
 /// Bytes a device needs to have.
 pub const SIZE: u64 = 16 << 20;
+
+/// Writes `bytes` from the beginning on, whole buffers of whatever is in them, some
+/// of them in flight, and flushes: what an engine itself costs.
+///
+/// # Errors
+///
+/// The device's.
+pub fn stream(device: &Shared, bytes: u64) -> Result<()> {
+    let len = device.buffer_size() as u64;
+    let places = (device.identity().size / len).max(1);
+    let mut flying = VecDeque::new();
+    for n in 0..bytes.div_ceil(len) {
+        if flying.len() == STREAM_DEPTH.min(device.buffers()) {
+            flying
+                .pop_front()
+                .map(|ticket| device.finish(ticket))
+                .transpose()?;
+        }
+        let buffer = Some(device.buffer()?);
+        flying.push_back(device.start(Action::Write, n % places * len, len, buffer)?);
+        device.kick()?;
+    }
+    for ticket in flying {
+        device.finish(ticket)?;
+    }
+    device.flush()?;
+    Ok(())
+}
+
+/// Buffers that [`stream`] has in flight.
+const STREAM_DEPTH: usize = 8;
 
 /// Fails unless `got`, from byte `at` of the device, is `expected`.
 fn compare(at: u64, got: &[u8], expected: &[u8], after: impl Fn() -> String) -> Result<()> {

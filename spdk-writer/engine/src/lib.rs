@@ -5,8 +5,9 @@
 //!
 //! An [`Engine`] takes [`Request`]s, tells the device of all of them at once
 //! ([`Engine::kick`]) and hands back what is done ([`Engine::reap`]). There are
-//! [`Uring`], for files and block devices, and [`Vfio`], which drives an NVMe
-//! controller from this process. Most users want [`Shared`], which several
+//! [`Uring`], for files and block devices, [`Vfio`], which drives an NVMe
+//! controller from this process, and with the feature `spdk` `Spdk`, which does
+//! so by SPDK's driver. Most users want [`Shared`], which several
 //! threads can use and which has simple blocking calls, too.
 //!
 //! # What is promised
@@ -24,7 +25,7 @@
 //! # Layout
 //!
 //! * [`memory`] buffers; [`shared`] one engine for several threads.
-//! * [`uring`], [`vfio`] the engines. [`guard`] whether a device may be taken.
+//! * [`uring`], [`vfio`], `spdk` the engines. [`guard`] whether a device may be taken.
 //! * [`check`] a suite that every engine has to pass.
 
 pub mod check;
@@ -32,7 +33,10 @@ pub mod error;
 pub mod guard;
 pub mod identity;
 pub mod memory;
+mod nvme;
 pub mod shared;
+#[cfg(feature = "spdk")]
+pub mod spdk;
 pub mod stats;
 pub mod uring;
 pub mod vfio;
@@ -47,6 +51,8 @@ pub use memory::{
     Memory, //
 };
 pub use shared::Shared;
+#[cfg(feature = "spdk")]
+pub use spdk::Spdk;
 pub use stats::Stats;
 pub use uring::Uring;
 pub use vfio::Vfio;

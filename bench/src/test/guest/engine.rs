@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: MIT
 //! The writer's engines in a guest: the same checks of the same drives through
 //! the kernel and past it, and what happens when a drive does not answer.
+//!
+//! SPDK's sources are fetched for it. Where they cannot be had, each of its cases says
+//! so; one that is there and does not compile fails them all.
 
 use crate::context::Context;
 use crate::device::{
@@ -13,6 +16,7 @@ use crate::error::{
     Result, //
 };
 use crate::guest::{
+    Accel,
     Backend,
     BootConfig,
     Drive,
@@ -24,16 +28,24 @@ use crate::kernel::{
     Variant, //
 };
 use crate::obd_tool;
+use crate::profile;
 use crate::setup::{
     self,
     Need, //
 };
 use crate::test::suite::{
+    Outcome,
     Suite,
     check, //
 };
+use aios_guest::GUEST_BINARY;
+use aios_insn_plugin::whole::WholeReport;
 use serde_json::Value;
-use std::fs::File;
+use std::fs::{
+    self,
+    File, //
+};
+use std::path::PathBuf;
 use std::thread::sleep;
 use std::time::{
     Duration,
@@ -61,21 +73,31 @@ refused() { what=$1; shift
     echo "obd $* was to be refused, $what: $(cat /run/out)" >&2; exit 1; }
 "#;
 
-type Case = (&'static str, fn(&mut Fixture) -> Result<()>);
+type Case = (&'static str, fn(&mut Fixture) -> Result<Outcome>);
 
 const CASES: &[Case] = &[
     ("uring-checks", |f| {
-        f.sh("for n in 0 1; do $OBD check --force /dev/nvme${n}n1; done")
-            .map(drop)
+        f.sh("for n in 0 1; do $OBD check --force /dev/nvme${n}n1; done")?;
+        Ok(Outcome::Passed)
     }),
-    ("vfio-checks", |f| {
-        f.sh("for n in 0 1; do $OBD check --force --engine vfio $(address $n)/1; back $n; same $n; done")
-            .map(drop)
+    ("vfio-checks", |f| checks(f, "vfio")),
+    ("spdk-checks", |f| f.with_spdk(checks)),
+    ("vfio-is-refused-what-is-used", |f| {
+        refused_what_is_used(f, "vfio")
     }),
-    ("vfio-is-refused-what-is-used", refused_what_is_used),
-    ("store-same-bytes", store_same_bytes),
-    ("vfio-timeout-reset-replay", timeout_reset_replay),
-    ("vfio-killed", killed),
+    ("spdk-is-refused-what-is-used", |f| {
+        f.with_spdk(refused_what_is_used)
+    }),
+    ("vfio-store-same-bytes", |f| store_same_bytes(f, "vfio")),
+    ("spdk-store-same-bytes", |f| f.with_spdk(store_same_bytes)),
+    ("vfio-timeout-reset-replay", |f| {
+        timeout_reset_replay(f, "vfio")
+    }),
+    ("spdk-timeout-reset-replay", |f| {
+        f.with_spdk(timeout_reset_replay)
+    }),
+    ("vfio-killed", |f| killed(f, "vfio")),
+    ("spdk-killed", |f| f.with_spdk(killed)),
 ];
 
 struct Fixture {
@@ -84,6 +106,8 @@ struct Fixture {
     server: Server,
     /// Defines `$OBD` and what the cases use.
     prelude: String,
+    /// Why there is no SPDK.
+    no_spdk: Option<String>,
 }
 
 impl Fixture {
@@ -101,6 +125,14 @@ impl Fixture {
         self.guest.sh(&script, SCRIPT_TIMEOUT)
     }
 
+    /// Runs a case of the engine spdk, if there can be one.
+    fn with_spdk(&mut self, case: fn(&mut Self, &str) -> Result<Outcome>) -> Result<Outcome> {
+        match &self.no_spdk {
+            Some(reason) => Ok(Outcome::Skipped(format!("no SPDK: {reason}"))),
+            None => case(self, "spdk"),
+        }
+    }
+
     fn json(&mut self, script: &str) -> Result<Value> {
         let text = self.sh(script)?;
         serde_json::from_str(&text)
@@ -111,11 +143,20 @@ impl Fixture {
 /// Runs the cases.
 pub(super) fn run(ctx: &Context, suite: &mut Suite) {
     suite.group(GROUP, CASES, || start(ctx), Fixture::end);
+    suite.case("guest/engine-cost", || cost(ctx));
+}
+
+/// `obd`, and why it is one without SPDK.
+fn build_obd(ctx: &Context) -> Result<(PathBuf, Option<String>)> {
+    match setup::spdk::ensure(ctx, None) {
+        Ok(tree) => Ok((obd_tool::build(ctx, Some(&tree))?, None)),
+        Err(error) => Ok((obd_tool::build(ctx, None)?, Some(error.what().to_owned()))),
+    }
 }
 
 fn start(ctx: &Context) -> Result<Fixture> {
     setup::ensure(ctx, &[Need::Build, Need::Boot, Need::Workloads])?;
-    let obd = obd_tool::build(ctx)?;
+    let (obd, no_spdk) = build_obd(ctx)?;
     let built = kernel::build(ctx, Flavour::Native, Variant::Bench, None)?;
     let out = ctx.cache_dir("test")?;
     let name = GROUP.replace('/', "-");
@@ -145,63 +186,89 @@ fn start(ctx: &Context) -> Result<Fixture> {
         guest,
         server,
         prelude: format!("set -e\nOBD={}\n{FUNCTIONS}", obd.display()),
+        no_spdk,
     })
+}
+
+/// The suite that every engine has to pass.
+fn checks(f: &mut Fixture, engine: &str) -> Result<Outcome> {
+    f.sh(&format!(
+        "for n in 0 1; do $OBD check --force --engine {engine} $(address $n)/1; back $n; same $n; done"
+    ))?;
+    Ok(Outcome::Passed)
 }
 
 /// Mounted, signed, without a namespace's number, not there: one line each, and
 /// the kernel keeps its driver.
-fn refused_what_is_used(f: &mut Fixture) -> Result<()> {
-    f.sh(
-        "mkfs.ext4 -q -F /dev/nvme0n1; mkdir -p /mnt/t; mount /dev/nvme0n1 /mnt/t; \
-          for force in '' --force; do \
-              refused 'mounted at /mnt/t' check $force --engine vfio $(address 0)/1; \
-              refused 'mounted at /mnt/t' check $force /dev/nvme0n1; done; \
-          umount /mnt/t; \
-          refused 'ext4 filesystem; --force' check --engine vfio $(address 0)/1; \
-          refused 'ext4 filesystem; --force' store init /dev/nvme0n1; \
-          refused 'no layer store\\|ext4 filesystem' store list /dev/nvme0n1; \
-          refused 'name the namespace' check --force --engine vfio $(address 0); \
-          refused 'namespace 7 is not there' check --force --engine vfio $(address 0)/7; back 0; \
-          refused 'no such PCI device' check --force --engine vfio 0000:ff:1f.7/1; \
-          refused \"not NVMe's\" check --force --engine vfio 0000:00:00.0/1; \
-          same 0; mount /dev/nvme0n1 /mnt/t; \
-          [ -d /mnt/t/lost+found ]; umount /mnt/t; \
-          dd if=/dev/zero of=/dev/nvme0n1 bs=1M count=1 2>/dev/null",
-    )
-    .map(drop)
+fn refused_what_is_used(f: &mut Fixture, engine: &str) -> Result<Outcome> {
+    f.sh(&format!("E='--engine {engine}'; {REFUSED}"))?;
+    Ok(Outcome::Passed)
 }
 
-/// The same layers through both engines, with different numbers of threads: the
-/// same bytes on both drives, and the same image out of them.
-fn store_same_bytes(f: &mut Fixture) -> Result<()> {
-    f.sh("mkdir /run/layers; cd /run/layers; dd if=/dev/urandom of=raw bs=64k count=40 2>/dev/null; \
-          cat /usr/bin/*sh >> raw; truncate -s 12M raw; cp raw top; \
-          dd if=/dev/urandom of=top bs=4k seek=100 count=30 conv=notrunc 2>/dev/null; \
-          fallocate -p -o 1M -l 3M top; \
-          $OBD store init --force /dev/nvme0n1 >/dev/null; \
-          $OBD store init --force --engine vfio $(address 1)/1 >/dev/null; \
-          for layer in raw top; do \
-              $OBD store convert --threads 1 -m $layer /dev/nvme0n1 $layer >/dev/null; \
-              $OBD store convert --threads 3 -m $layer --engine vfio $(address 1)/1 $layer >/dev/null; \
-          done; back 1; \
-          $OBD store export --engine vfio -o a $(address 0)/1; back 0; \
-          $OBD store export -o b /dev/nvme1n1; cmp a b; \
-          for n in 0 1; do $OBD --json store list /dev/nvme${n}n1 > list$n; \
-              awk -F'[:,]' '/\"offset\"/ { o = $2 } /\"length\"/ { print o, $2 }' list$n > at$n; \
-              while read offset length; do dd if=/dev/nvme${n}n1 bs=4096 iflag=skip_bytes,count_bytes \
-                  skip=$offset count=$length 2>/dev/null; done < at$n > bytes$n; done; \
-          [ $(wc -l < at0) = 2 ]; [ -s bytes0 ]; cmp bytes0 bytes1; \
-          $OBD store merge --engine vfio $(address 1)/1 >/dev/null; back 1; \
-          $OBD store export -f -o b /dev/nvme1n1; cmp a b; \
-          $OBD --json store list /dev/nvme1n1 | grep -c '\"offset\"' | grep -qx 1")
-        .map(drop)
+/// What is refused, by the engine that `$E` names.
+const REFUSED: &str = r#"
+mkfs.ext4 -q -F /dev/nvme0n1; mkdir -p /mnt/t; mount /dev/nvme0n1 /mnt/t
+for force in '' --force; do
+    refused 'mounted at /mnt/t' check $force $E $(address 0)/1
+    refused 'mounted at /mnt/t' check $force /dev/nvme0n1
+done
+umount /mnt/t
+refused 'ext4 filesystem; --force' check $E $(address 0)/1
+refused 'ext4 filesystem; --force' store init /dev/nvme0n1
+refused 'no layer store\|ext4 filesystem' store list /dev/nvme0n1
+refused 'name the namespace' check --force $E $(address 0)
+refused 'namespace 7 is not there' check --force $E $(address 0)/7; back 0
+refused 'no such PCI device' check --force $E 0000:ff:1f.7/1
+refused "not NVMe's" check --force $E 0000:00:00.0/1
+same 0; mount /dev/nvme0n1 /mnt/t
+[ -d /mnt/t/lost+found ]; umount /mnt/t
+dd if=/dev/zero of=/dev/nvme0n1 bs=1M count=1 2>/dev/null
+"#;
+
+/// The same layers through the kernel and through the engine, with different numbers
+/// of threads: the same bytes on both drives, and the same image out of them.
+fn store_same_bytes(f: &mut Fixture, engine: &str) -> Result<Outcome> {
+    f.sh(&format!("E='--engine {engine}'; {SAME_BYTES}"))?;
+    Ok(Outcome::Passed)
 }
+
+/// Fills the store on drive 0 through the kernel and that on drive 1 by `$E`.
+const SAME_BYTES: &str = r#"
+rm -rf /run/layers; mkdir /run/layers; cd /run/layers
+dd if=/dev/urandom of=raw bs=64k count=40 2>/dev/null
+cat /usr/bin/*sh >> raw; truncate -s 12M raw; cp raw top
+dd if=/dev/urandom of=top bs=4k seek=100 count=30 conv=notrunc 2>/dev/null
+fallocate -p -o 1M -l 3M top
+$OBD store init --force /dev/nvme0n1 >/dev/null
+$OBD store init --force $E $(address 1)/1 >/dev/null
+for layer in raw top; do
+    $OBD store convert --threads 1 -m $layer /dev/nvme0n1 $layer >/dev/null
+    $OBD store convert --threads 3 -m $layer $E $(address 1)/1 $layer >/dev/null
+done
+back 1
+$OBD store export $E -o a $(address 0)/1; back 0
+$OBD store export -o b /dev/nvme1n1; cmp a b
+for n in 0 1; do
+    $OBD --json store list /dev/nvme${n}n1 > list$n
+    awk -F'[:,]' '/"offset"/ { o = $2 } /"length"/ { print o, $2 }' list$n > at$n
+    while read offset length; do
+        dd if=/dev/nvme${n}n1 bs=4096 iflag=skip_bytes,count_bytes \
+            skip=$offset count=$length 2>/dev/null
+    done < at$n > bytes$n
+done
+[ $(wc -l < at0) = 2 ]; [ -s bytes0 ]; cmp bytes0 bytes1
+$OBD store merge $E $(address 1)/1 >/dev/null; back 1
+$OBD store export -f -o b /dev/nvme1n1; cmp a b
+$OBD --json store list /dev/nvme1n1 | grep -c '"offset"' | grep -qx 1
+"#;
 
 /// A drive that hangs for a while: the commands come to their end all the same.
-fn timeout_reset_replay(f: &mut Fixture) -> Result<()> {
-    f.sh("rm -f /run/hung.code; ($OBD --json check --force --engine vfio --timeout 0.4 $(address 0)/1 > /run/hung 2>/run/hung.err; \
+fn timeout_reset_replay(f: &mut Fixture, engine: &str) -> Result<Outcome> {
+    f.sh(&format!(
+        "rm -f /run/hung.code; ($OBD --json check --force --engine {engine} --timeout 0.4 $(address 0)/1 > /run/hung 2>/run/hung.err; \
           echo $? > /run/hung.code) >/dev/null 2>&1 & \
-          for i in $(seq 300); do [ -b /dev/nvme0n1 ] || break; sleep 0.1; done; sleep 0.3")?;
+          for i in $(seq 300); do [ -b /dev/nvme0n1 ] || break; sleep 0.1; done; sleep 0.3"
+    ))?;
     let slow = Latency {
         points: vec![(50.0, 2_500_000_000)],
     };
@@ -221,19 +288,112 @@ fn timeout_reset_replay(f: &mut Fixture) -> Result<()> {
         count("timeouts") > 0 && count("resets") > 0 && count("replays") > 0,
         || format!("after {:?}: {}", begin.elapsed(), report["engine"]),
     )?;
-    check(count("failed") == 0, || report["engine"].to_string())
+    check(count("failed") == 0, || report["engine"].to_string())?;
+    Ok(Outcome::Passed)
 }
 
 /// Killed, it leaves the drive with vfio-pci, but silent; the next one takes it
 /// from there and gives it back.
-fn killed(f: &mut Fixture) -> Result<()> {
-    f.sh(
-        "$OBD check --force --rounds 50 --engine vfio $(address 1)/1 >/dev/null 2>&1 & pid=$!; \
+fn killed(f: &mut Fixture, engine: &str) -> Result<Outcome> {
+    f.sh(&format!(
+        "E='--engine {engine}'; \
+          $OBD check --force --rounds 50 $E $(address 1)/1 >/dev/null 2>&1 & pid=$!; \
           for i in $(seq 100); do [ -b /dev/nvme1n1 ] || break; sleep 0.1; done; sleep 1; \
           kill -9 $pid; wait $pid || :; [ ! -b /dev/nvme1n1 ]; \
           [ $(basename $(readlink -f /sys/bus/pci/devices/$(address 1)/driver)) = vfio-pci ]; \
-          $OBD check --force --engine vfio $(address 1)/1 >/dev/null; back 1; same 1; \
-          $OBD check --force /dev/nvme1n1 >/dev/null",
-    )
-    .map(drop)
+          $OBD check --force $E $(address 1)/1 >/dev/null; back 1; same 1; \
+          $OBD check --force /dev/nvme1n1 >/dev/null"
+    ))?;
+    Ok(Outcome::Passed)
+}
+
+/// MiB written, so that what is the same for each, opening above all, goes out of the
+/// difference.
+const COST_MIB: [u64; 2] = [128, 1024];
+
+/// What every engine costs: instructions of all programs and of the kernel per MiB
+/// written, on one CPU, and commands, doorbells and flushes per GiB.
+fn cost(ctx: &Context) -> Result<Outcome> {
+    setup::ensure(ctx, &[Need::Build, Need::Boot, Need::Workloads])?;
+    let (obd, no_spdk) = build_obd(ctx)?;
+    let built = kernel::build(ctx, Flavour::Native, Variant::Bench, None)?;
+    let plugin = profile::plugin::build(ctx)?;
+    let out = ctx.cache_dir("test")?;
+    let image = out.join("engine-cost.img");
+    let file = File::create(&image).at("create", &image)?;
+    file.set_len(DRIVE_BYTES).at("resize", &image)?;
+    let counts = out.join("engine-cost.json");
+    let mut config = BootConfig::new(built.bzimage, "guest-engine-cost", &out);
+    config.cpus = 1;
+    config.accel = Accel::Tcg;
+    config.drives = vec![Drive::new(Backend::File(image))];
+    config.qemu = profile::plugin::qemu_args(&plugin, &built.system_map, &counts, "count=all")?;
+    let mut guest = Guest::boot(ctx, &config)?;
+    guest.sh(
+        "basename $(readlink -f /sys/class/nvme/nvme0/device) > /run/address",
+        SCRIPT_TIMEOUT,
+    )?;
+    let mut all = Vec::new();
+    for engine in ["uring", "vfio", "spdk"] {
+        if engine == "spdk" && no_spdk.is_some() {
+            continue;
+        }
+        let device = match engine {
+            "uring" => "/dev/nvme0n1".to_owned(),
+            _ => format!("--engine {engine} $(cat /run/address)/1"),
+        };
+        let mut whole = Vec::new();
+        let mut report = Value::Null;
+        for mib in COST_MIB {
+            let script = format!(
+                "set -e; {GUEST_BINARY} count {} --json check --force --write {mib} {device}; \
+                 for i in $(seq 100); do [ -b /dev/nvme0n1 ] && break; sleep 0.1; done",
+                obd.display()
+            );
+            let text = guest.sh(&script, SCRIPT_TIMEOUT)?;
+            // What counts says something, too, behind it.
+            let mut said = serde_json::Deserializer::from_str(&text).into_iter::<Value>();
+            report = match said.next() {
+                Some(Ok(report)) => report,
+                _ => return Err(Error::new(format!("no JSON: {text:?}"))),
+            };
+            let text = fs::read_to_string(&counts).at("read the plugin's counts from", &counts)?;
+            fs::remove_file(&counts).at("remove", &counts)?;
+            let counted: WholeReport = serde_json::from_str(&text)
+                .map_err(|error| Error::new(format!("the plugin's counts: {error}")))?;
+            whole.push(counted);
+        }
+        let [small, large] = &whole[..] else {
+            unreachable!("two lengths were written");
+        };
+        let per_mib = |count: fn(&WholeReport) -> u64| {
+            count(large).saturating_sub(count(small)) / (COST_MIB[1] - COST_MIB[0])
+        };
+        let (user, kernel) = (per_mib(|r| r.user), per_mib(|r| r.kernel));
+        let count = |name: &str| report["engine"][name].as_u64().unwrap_or(0);
+        println!(
+            "# {engine}: {user} + {kernel} instructions per MiB (programs, kernel); per GiB \
+             {} writes, {} {}, {} flushes, {} sleeps",
+            count("writes"),
+            count("doorbells"),
+            if engine == "uring" {
+                "calls"
+            } else {
+                "doorbells"
+            },
+            count("flushes"),
+            count("sleeps")
+        );
+        all.push(user + kernel);
+    }
+    guest.shutdown()?;
+    if let [uring, vfio, ..] = all[..] {
+        check(vfio * 2 <= uring, || {
+            format!("vfio takes {vfio} instructions per MiB, uring {uring}")
+        })?;
+    }
+    Ok(match no_spdk {
+        Some(reason) => Outcome::Skipped(format!("spdk was not measured: {reason}")),
+        None => Outcome::Passed,
+    })
 }

@@ -93,7 +93,7 @@ impl Files {
     pub(super) fn new(ctx: &Context, reader: Reader, kernel: PathBuf) -> Result<Self> {
         let files = Self {
             reader,
-            tool: obd_tool::build(ctx)?,
+            tool: obd_tool::build(ctx, None)?,
             module: kernel.join("drivers/block/obd/obd.ko"),
             fixtures: ctx.root().join("obd-read/fixtures"),
             exports: ctx.part_dir("obd").join("exports"),

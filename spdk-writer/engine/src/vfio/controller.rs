@@ -3,18 +3,19 @@
 //! An NVMe controller: switched on and off, asked who it is (NVM Express Base
 //! Specification 2.0, section 3; NVM Command Set Specification 1.0).
 
-use super::container::{
-    Container,
-    Registers, //
-};
 use super::queue::{
     MAX_DEPTH,
     Queue, //
 };
+use crate::nvme::container::{
+    Container,
+    Registers,
+    other, //
+};
+use crate::nvme::identify;
 use crate::{
     Identity,
-    Memory,
-    Status, //
+    Memory, //
 };
 use lbio_core::nvme::{
     PAGE_SIZE,
@@ -64,8 +65,7 @@ mod opcode {
     pub(super) const GET_FEATURES: u8 = 0x0a;
 }
 
-/// Features.
-const FEATURE_VOLATILE_CACHE: u32 = 0x06;
+/// Number of the feature.
 const FEATURE_QUEUES: u32 = 0x07;
 
 /// How long a shutdown may take if nothing says more.
@@ -80,7 +80,7 @@ pub(super) const IO_QUEUE: u16 = 1;
 
 /// A controller, and its two queue pairs.
 #[derive(Debug)]
-pub(super) struct Controller {
+pub struct Controller {
     // Its registers are unmapped, and it is closed, before its memory goes.
     registers: Registers,
     pub(super) container: Container,
@@ -91,22 +91,16 @@ pub(super) struct Controller {
     page_address: u64,
     /// How long it may take to become ready, or the contrary.
     patience: Duration,
-}
-
-/// What namespaces and commands need.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Features {
-    /// Bytes per block, as a power of two.
-    pub(super) block_shift: u32,
-}
-
-fn other(text: impl Into<String>) -> io::Error {
-    io::Error::other(text.into())
+    /// The namespace that was identified.
+    pub(super) nsid: u32,
+    /// Its address of the engine's memory.
+    pub(super) data: u64,
 }
 
 impl Controller {
-    /// Switches the controller on, with queues of `depth` commands.
-    pub(super) fn new(mut container: Container, depth: u16) -> io::Result<Self> {
+    /// Switches the controller on, with queues of `depth` commands; it has the
+    /// engine's memory at `data`.
+    pub(super) fn new(mut container: Container, data: u64, depth: u16) -> io::Result<Self> {
         let registers = container.registers()?;
         let low = registers.read(register::CAP);
         let high = registers.read(register::CAP + 4);
@@ -138,13 +132,15 @@ impl Controller {
             page_address,
             // CAP.TO, in units of 500 ms.
             patience: Duration::from_millis(500) * (low >> 24).max(1),
+            nsid: 0,
+            data,
         };
         controller.enable()?;
         Ok(controller)
     }
 
     /// Whether it says that it is lost, or says nothing at all.
-    pub(super) fn is_lost(&self) -> bool {
+    pub(super) fn says_lost(&self) -> bool {
         // All ones when it is not there any more.
         self.registers.read(register::CSTS) & FATAL != 0
     }
@@ -229,12 +225,12 @@ impl Controller {
             self.admin.reap(&self.registers, |_| {});
             if let Some(code) = self.admin.poll(slot) {
                 self.admin.release(slot);
-                return match status(code) {
+                return match crate::nvme::status(code) {
                     None => Ok(self.admin.last_result()),
                     Some(status) => Err(other(format!("admin command {opcode:#04x}: {status}"))),
                 };
             }
-            if begin.elapsed() > ADMIN_PATIENCE || self.is_lost() {
+            if begin.elapsed() > ADMIN_PATIENCE || self.says_lost() {
                 // The slot stays taken: who knows what the controller does.
                 return Err(other(format!("no answer to admin command {opcode:#04x}")));
             }
@@ -243,7 +239,7 @@ impl Controller {
     }
 
     /// Asks the controller to give up an I/O command.
-    pub(super) fn abort(&mut self, cid: u16) -> io::Result<()> {
+    pub(super) fn give_up(&mut self, cid: u16) -> io::Result<()> {
         let which = u32::from(cid) << 16 | u32::from(IO_QUEUE);
         self.admin(opcode::ABORT, 0, Prp::default(), [which, 0, 0, 0, 0, 0])
             .map(drop)
@@ -265,97 +261,38 @@ impl Controller {
     }
 
     /// Who it is, and what its namespace `nsid` is like.
-    pub(super) fn identify(&mut self, name: String, nsid: u32) -> io::Result<(Identity, Features)> {
+    pub(super) fn identify(&mut self, name: String, nsid: u32) -> io::Result<Identity> {
+        self.nsid = nsid;
         let controller = self.identify_page(0, 1)?;
-        let count = u32_at(&controller, 516);
-        if nsid == 0 || nsid > count {
-            return Err(other(format!("namespace {nsid} of {count}")));
-        }
+        identify::check_number(&controller, nsid)?;
         let namespace = self.identify_page(nsid, 0)?;
-        let blocks = u64_at(&namespace, 0);
-        if blocks == 0 {
-            return Err(other(format!(
-                "namespace {nsid} is not there, or of another kind than blocks"
-            )));
-        }
-        // Bits 5 and 6 continue the number of the format.
-        let format = namespace[26] & 0xf | (namespace[26] >> 1 & 0x30);
-        let format = u32_at(&namespace, 128 + 4 * usize::from(format));
-        let (metadata, block_shift) = (format & 0xffff, format >> 16 & 0xff);
-        if metadata != 0 || namespace[29] & 7 != 0 {
-            return Err(other(
-                "its blocks have metadata or protection, which this cannot write",
-            ));
-        }
-        if !(9..=12).contains(&block_shift) {
-            return Err(other(format!("blocks of 2^{block_shift} bytes")));
-        }
-        if namespace[99] & 1 != 0 {
-            return Err(other("the namespace is write protected"));
-        }
-        let block = 1u32 << block_shift;
-        let commands = u16_at(&controller, 520);
-        let present = controller[525] & 1 != 0;
-        // What it does not say is as bad as it can be.
-        let volatile_cache = present
-            && self
-                .admin(
-                    opcode::GET_FEATURES,
-                    0,
-                    Prp::default(),
-                    [FEATURE_VOLATILE_CACHE, 0, 0, 0, 0, 0],
-                )
-                .map_or(true, |result| result & 1 != 0);
+        let feature = |controller: &mut Self| {
+            controller.admin(
+                opcode::GET_FEATURES,
+                0,
+                Prp::default(),
+                [identify::VOLATILE_CACHE, 0, 0, 0, 0, 0],
+            )
+        };
         // The slot's page lists what one command can transfer, and one more.
         let most = 512 * PAGE_SIZE;
-        let max_transfer = match controller[77] {
-            0 => most,
-            shift => PAGE_SIZE
-                .checked_shl(shift.into())
-                .unwrap_or(most)
-                .min(most),
-        };
-        // The namespace's own atomic unit, if it has one.
-        let power_fail = match namespace[24] & 2 {
-            0 => u16_at(&controller, 528),
-            _ => u16_at(&namespace, 36),
-        };
-        // Within a boundary, if there is one.
-        let boundary = match u16_at(&namespace, 44) {
-            0 => u32::MAX,
-            blocks => u32::from(blocks) + 1,
-        };
-        let identity = Identity {
-            name,
-            model: text(&controller[24..64]),
-            serial: text(&controller[4..24]),
-            size: blocks
-                .checked_mul(u64::from(block))
-                .ok_or_else(|| other("its size cannot be"))?,
-            block_size: block,
-            max_transfer,
-            volatile_cache,
-            atomic_unit: block * (u32::from(power_fail) + 1).min(boundary),
-            discard: commands & 1 << 2 != 0,
-            write_zeroes: commands & 1 << 3 != 0,
-        };
-        Ok((identity, Features { block_shift }))
+        identify::identity(name, nsid, &controller, &namespace, most, || feature(self))
     }
 
     /// Rings the doorbell of the I/O queue, if there is reason to.
-    pub(super) fn ring(&mut self) -> bool {
+    pub(super) fn ring_doorbell(&mut self) -> bool {
         self.io.ring(&self.registers)
     }
 
     /// Takes I/O completions; how many, and how many of them made no sense.
-    pub(super) fn reap(&mut self) -> (u16, u32) {
+    pub(super) fn take_completions(&mut self) -> (u16, u32) {
         let mut nonsense = 0;
         let taken = self.io.reap(&self.registers, |_| nonsense += 1);
         (taken, nonsense)
     }
 
     /// Deletes the queues and lets the controller write back its caches.
-    pub(super) fn shut_down(&mut self) -> io::Result<()> {
+    pub(super) fn go_down(&mut self) -> io::Result<()> {
         let queue = [u32::from(IO_QUEUE), 0, 0, 0, 0, 0];
         let deleted = self
             .admin(opcode::DELETE_SQ, 0, Prp::default(), queue)
@@ -367,37 +304,4 @@ impl Controller {
         self.disable()?;
         deleted.map(drop).and(down)
     }
-}
-
-/// What a status code type and code (15 bits, as LBIO's core has them) mean;
-/// [`None`] for success.
-pub(super) fn status(code: u16) -> Option<Status> {
-    (code != 0).then_some(Status::Nvme {
-        kind: (code >> 8 & 7) as u8,
-        code: code as u8,
-    })
-}
-
-/// Space-padded text.
-fn text(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes)
-        .trim_matches([' ', '\0'])
-        .chars()
-        .filter(|c| !c.is_control())
-        .collect()
-}
-
-fn u16_at(bytes: &[u8], at: usize) -> u16 {
-    let found = bytes.get(at..).and_then(|bytes| bytes.first_chunk());
-    u16::from_le_bytes(*found.unwrap_or(&[0; 2]))
-}
-
-fn u32_at(bytes: &[u8], at: usize) -> u32 {
-    let found = bytes.get(at..).and_then(|bytes| bytes.first_chunk());
-    u32::from_le_bytes(*found.unwrap_or(&[0; 4]))
-}
-
-fn u64_at(bytes: &[u8], at: usize) -> u64 {
-    let found = bytes.get(at..).and_then(|bytes| bytes.first_chunk());
-    u64::from_le_bytes(*found.unwrap_or(&[0; 8]))
 }

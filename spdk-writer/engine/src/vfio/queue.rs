@@ -2,9 +2,9 @@
 
 //! A queue pair: LBIO's slots and rings, with memory that a controller shares.
 
-use super::container::Registers;
 use crate::Memory;
 use crate::memory::ALIGNMENT;
+use crate::nvme::container::Registers;
 use lbio_core::nvme::{
     Cqe,
     PAGE_SIZE,

@@ -52,12 +52,12 @@ const MEMORY_AND_MASTER: u16 = 0b110;
 
 /// What is mapped of the device's registers, bytes: those of the controller and
 /// the doorbells of two queue pairs, at any stride that is in use.
-const BAR_BYTES: usize = 8192;
+pub(crate) const BAR_BYTES: usize = 8192;
 
 /// A device of this process. Closed, which the kernel does with a reset, it can
 /// access memory no more.
 #[derive(Debug)]
-pub(super) struct Container {
+pub(crate) struct Container {
     // Closed in this order.
     device: OwnedFd,
     _group: OwnedFd,
@@ -66,7 +66,7 @@ pub(super) struct Container {
     next: u64,
     last: u64,
     /// Signalled by its interrupt.
-    pub(super) interrupt: OwnedFd,
+    pub(crate) interrupt: OwnedFd,
 }
 
 /// Passes `argument`, a structure or a number, to a request.
@@ -106,13 +106,14 @@ fn named(what: impl std::fmt::Display, error: io::Error) -> io::Error {
     io::Error::new(error.kind(), format!("{what}: {error}"))
 }
 
-fn other(text: &str) -> io::Error {
-    io::Error::other(text)
+/// An error that is nothing but `text`.
+pub(crate) fn other(text: impl Into<String>) -> io::Error {
+    io::Error::other(text.into())
 }
 
 impl Container {
     /// Opens the device at PCI `address`, described in `dir`, and switches it on.
-    pub(super) fn open(address: &str, dir: &Path) -> io::Result<Self> {
+    pub(crate) fn open(address: &str, dir: &Path) -> io::Result<Self> {
         let link = fs::read_link(dir.join("iommu_group"))?;
         let group = link
             .file_name()
@@ -181,21 +182,32 @@ impl Container {
     }
 
     fn switch_on(&self) -> io::Result<()> {
-        let config = self.region(VFIO_PCI_CONFIG_REGION_INDEX)?;
-        let at = config.offset + COMMAND;
         let mut command = [0; 2];
-        if rustix::io::pread(&self.device, &mut command, at)? != 2 {
+        self.read_config(COMMAND, &mut command)?;
+        let on = u16::from_le_bytes(command) | MEMORY_AND_MASTER;
+        self.write_config(COMMAND, &on.to_le_bytes())
+    }
+
+    /// Reads its configuration from byte `at` on.
+    pub(crate) fn read_config(&self, at: u64, to: &mut [u8]) -> io::Result<()> {
+        let config = self.region(VFIO_PCI_CONFIG_REGION_INDEX)?;
+        if rustix::io::pread(&self.device, &mut *to, config.offset + at)? != to.len() {
             return Err(other("its configuration cannot be read"));
         }
-        let on = u16::from_le_bytes(command) | MEMORY_AND_MASTER;
-        if rustix::io::pwrite(&self.device, &on.to_le_bytes(), at)? != 2 {
+        Ok(())
+    }
+
+    /// Writes to its configuration from byte `at` on.
+    pub(crate) fn write_config(&self, at: u64, from: &[u8]) -> io::Result<()> {
+        let config = self.region(VFIO_PCI_CONFIG_REGION_INDEX)?;
+        if rustix::io::pwrite(&self.device, from, config.offset + at)? != from.len() {
             return Err(other("its configuration cannot be written"));
         }
         Ok(())
     }
 
     /// Lets the device signal [`Container::interrupt`] by its first vector.
-    pub(super) fn enable_interrupt(&self) -> io::Result<()> {
+    pub(crate) fn enable_interrupt(&self) -> io::Result<()> {
         let mut set = [
             24,
             VFIO_IRQ_SET_DATA_EVENTFD | VFIO_IRQ_SET_ACTION_TRIGGER,
@@ -210,7 +222,7 @@ impl Container {
 
     /// Lets the device access `len` bytes at `base` and returns at which address
     /// it does. It may until this is closed, so `base` must stay mapped.
-    pub(super) fn map(&mut self, base: NonNull<u8>, len: usize) -> io::Result<u64> {
+    pub(crate) fn map(&mut self, base: NonNull<u8>, len: usize) -> io::Result<u64> {
         let iova = self.next;
         let end = iova.checked_add(len as u64);
         let Some(end) = end.filter(|end| end - 1 <= self.last) else {
@@ -230,7 +242,7 @@ impl Container {
     }
 
     /// The device's registers.
-    pub(super) fn registers(&self) -> io::Result<Registers> {
+    pub(crate) fn registers(&self) -> io::Result<Registers> {
         let info = self.region(VFIO_PCI_BAR0_REGION_INDEX)?;
         if info.flags & VFIO_REGION_INFO_FLAG_MMAP == 0 || info.size < BAR_BYTES as u64 {
             return Err(other("its registers cannot be mapped"));
@@ -251,7 +263,7 @@ impl Container {
     }
 
     /// The descriptor of the interrupt.
-    pub(super) fn interrupt(&self) -> BorrowedFd<'_> {
+    pub(crate) fn interrupt(&self) -> BorrowedFd<'_> {
         use std::os::fd::AsFd;
         self.interrupt.as_fd()
     }
@@ -300,7 +312,7 @@ fn addresses(container: &OwnedFd) -> io::Result<(u64, u64)> {
 /// A controller's registers. They outlive the device's descriptor, as mappings
 /// do; after it was closed accesses do nothing worse than fail.
 #[derive(Debug)]
-pub(super) struct Registers {
+pub(crate) struct Registers {
     base: NonNull<u8>,
 }
 
@@ -309,12 +321,12 @@ unsafe impl Send for Registers {}
 
 impl Registers {
     /// Reads the 32 bits at byte `at`, a multiple of 4 within the mapping.
-    pub(super) fn read(&self, at: usize) -> u32 {
+    pub(crate) fn read(&self, at: usize) -> u32 {
         u32::from_le(self.register(at).load(Ordering::Acquire))
     }
 
     /// Writes the 32 bits at byte `at`, as [`Registers::read`].
-    pub(super) fn write(&self, at: usize, value: u32) {
+    pub(crate) fn write(&self, at: usize, value: u32) {
         self.register(at).store(value.to_le(), Ordering::Release);
     }
 
@@ -326,8 +338,14 @@ impl Registers {
         unsafe { self.base.add(at).cast::<AtomicU32>().as_ref() }
     }
 
+    /// Where they are mapped, [`BAR_BYTES`] bytes.
+    #[cfg(feature = "spdk")]
+    pub(crate) fn base(&self) -> NonNull<u8> {
+        self.base
+    }
+
     /// Whether a register lies within the mapping.
-    pub(super) fn has(at: usize) -> bool {
+    pub(crate) fn has(at: usize) -> bool {
         at + 4 <= BAR_BYTES
     }
 }

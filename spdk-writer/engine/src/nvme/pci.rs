@@ -27,13 +27,13 @@ const VFIO: &str = "vfio-pci";
 /// A device that is bound to `vfio-pci`. Dropped, which must be after it was
 /// closed, it goes back to whom it belongs.
 #[derive(Debug)]
-pub(super) struct Bound {
+pub(crate) struct Bound {
     address: String,
     dir: PathBuf,
 }
 
 /// Whether `text` is a PCI address in full: `0000:00:04.0`.
-pub(super) fn is_address(text: &str) -> bool {
+pub(crate) fn is_address(text: &str) -> bool {
     let pattern = "hhhh:hh:hh.h";
     text.len() == pattern.len()
         && text
@@ -48,7 +48,7 @@ pub(super) fn is_address(text: &str) -> bool {
 impl Bound {
     /// Takes the device at `address` whose namespace `nsid` is to be written to.
     /// None of its namespaces may be in use, as all of them go.
-    pub(super) fn take(address: &str, nsid: u32, force: Force) -> Result<Self, Error> {
+    pub(crate) fn take(address: &str, nsid: u32, force: Force) -> Result<Self, Error> {
         let fail = |what, reason: String| Err(Error::device(address, what, reason));
         if !is_address(address) {
             return fail("find it", "no PCI address like 0000:00:04.0".into());
@@ -98,7 +98,7 @@ impl Bound {
     }
 
     /// The folder that describes it.
-    pub(super) fn dir(&self) -> &Path {
+    pub(crate) fn dir(&self) -> &Path {
         &self.dir
     }
 
