@@ -292,7 +292,7 @@ pub(super) fn run(ctx: &Context, options: &Options<'_>) -> Result<u8> {
     let built = kernel::build(ctx, Flavour::Patched, Variant::Bench, options.source)?;
     // Built now, so that the guest does not have to wait for it.
     init_binary(ctx)?;
-    let tool = obd_tool::build(ctx)?;
+    let tool = obd_tool::build(ctx, None)?;
     interrupt::check()?;
     let start = Instant::now();
     let date = humantime::format_rfc3339_seconds(std::time::SystemTime::now()).to_string();

@@ -338,7 +338,7 @@ impl Run<'_> {
             };
             let obd = match modes.contains(&Mode::RwDisk) {
                 true => Some(Obd {
-                    tool: obd_tool::build(self.ctx)?,
+                    tool: obd_tool::build(self.ctx, None)?,
                     module: module
                         .filter(|_| stack != Stack::Native)
                         .ok_or_else(|| Error::new("that kernel has no read-write disks"))?,
