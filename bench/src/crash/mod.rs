@@ -102,7 +102,7 @@ pub(crate) struct Args {
     /// Seed of the workloads and of the choice of states.
     #[arg(long, value_name = "N", default_value_t = 1)]
     seed: u64,
-    /// Only this stack; may be repeated [default: native and async].
+    /// Only this stack; may be repeated [default: native and async; off and async with rw-disk].
     #[arg(long, value_enum)]
     stack: Vec<Stack>,
     /// Only this file system; may be repeated [default: all but fast-commit and rw-disk].
