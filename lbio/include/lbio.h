@@ -57,6 +57,7 @@ s32 lbio_ring_write(struct lbio_ring *ring, u16 slot, u64 token, u32 nsid,
 s64 lbio_ring_read_page(struct lbio_ring *ring, struct lbio_chunk_state *chunk,
 			u64 dma, const struct lbio_ns *ns, u64 sector);
 s32 lbio_ring_reap(struct lbio_ring *ring, struct lbio_queue *queue);
+bool lbio_ring_is_done(struct lbio_ring *ring, u16 slot);
 s32 lbio_ring_take(struct lbio_ring *ring, u16 slot);
 bool lbio_ring_sleep(struct lbio_ring *ring, u16 slot, u64 token);
 bool lbio_ring_hand_over(struct lbio_ring *ring, u16 slot, u64 from, u64 to);

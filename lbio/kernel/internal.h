@@ -22,6 +22,7 @@ struct shrinker;
 struct vm_fault;
 
 extern unsigned long aios_poll_max_ns;
+extern bool aios_poll_halt;
 
 /*
  * In a virtual machine a loop with PAUSE in it leaves the guest after a while
@@ -147,6 +148,7 @@ static inline void aios_poll_hit(struct aios_poll *poll)
  * @LBIO_EV_WRITE: written
  * @LBIO_EV_REWRITE: sent, not written, and left to the ordinary path
  * @LBIO_EV_EARLY: inserted into the page cache before submission
+ * @LBIO_EV_HALTED: times that a CPU was halted to wait
  * @LBIO_EV_SLEPT: slept for
  * @LBIO_EV_KILLED: its reader was killed while he slept
  * @LBIO_EV_NO_DEV: not on a drive of LBIO's
@@ -180,6 +182,7 @@ enum lbio_event {
 	LBIO_EV_WRITE,
 	LBIO_EV_REWRITE,
 	LBIO_EV_EARLY,
+	LBIO_EV_HALTED,
 	LBIO_EV_SLEPT,
 	LBIO_EV_KILLED,
 	LBIO_EV_NO_DEV,
@@ -325,6 +328,7 @@ struct lbio_write {
  * @lists: PRP lists of the slots, one page that the device reads
  * @lists_dma: bus address of @lists
  * @polled: it has no interrupt
+ * @irq_cpu: the CPU that took its last interrupt, -1 before the first
  * @live: the controller knows it. Written under both locks, read under either.
  * @ticking: @tick is scheduled, or running and will schedule itself
  * @used: a page was taken, or a chunk came, since @tick ran last
@@ -374,6 +378,7 @@ struct lbio_queue {
 	spinlock_t sq_lock; /* submission and pool */
 	/* completion */
 	spinlock_t cq_lock ____cacheline_aligned_in_smp;
+	int irq_cpu;
 	struct lbio_write *written;
 	struct bio_list rewrites;
 };

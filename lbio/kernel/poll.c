@@ -35,6 +35,9 @@
 /* Longer than a fast drive's read, shorter than two context switches of idle. */
 unsigned long aios_poll_max_ns __read_mostly = 50 * NSEC_PER_USEC;
 
+/* Waking up takes longer than looking again, and it leaves the CPU to nobody. */
+bool aios_poll_halt __read_mostly;
+
 DEFINE_PER_CPU(struct aios_poll_events, aios_poll_events);
 
 /* Of waits for folios: one slot for each (device, size of read), hashed. */

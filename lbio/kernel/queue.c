@@ -132,6 +132,8 @@ irqreturn_t lbio_irq(int irq, void *data)
 	spin_lock_irqsave(&queue->cq_lock, flags);
 	__lbio_reap(queue);
 	written = lbio_take_written(queue);
+	if (unlikely(queue->irq_cpu != smp_processor_id()))
+		WRITE_ONCE(queue->irq_cpu, smp_processor_id());
 	spin_unlock_irqrestore(&queue->cq_lock, flags);
 	if (unlikely(written))
 		lbio_end_writes(written);
@@ -385,6 +387,7 @@ void lbio_queue_reset(struct lbio_queue *queue, u16 qid, bool polled)
 	spin_lock_irq(&queue->cq_lock);
 	lbio_ring_reset(queue->ring, qid);
 	queue->polled = polled;
+	queue->irq_cpu = -1;
 	spin_unlock_irq(&queue->cq_lock);
 	spin_unlock(&queue->sq_lock);
 }

@@ -385,6 +385,18 @@ pub unsafe extern "C" fn lbio_ring_reap(
     }
 }
 
+/// Whether the command in `slot` is complete, for `lbio_ring_take`.
+///
+/// # Safety
+///
+/// `ring` must be valid, and `slot` the caller's.
+#[export]
+pub unsafe extern "C" fn lbio_ring_is_done(ring: *mut bindings::lbio_ring, slot: u16) -> bool {
+    // SAFETY: By the caller's promise.
+    let ring = unsafe { &*ring.cast::<Ring>() };
+    ring.slots.poll(slot).is_some()
+}
+
 /// The status of the command in `slot`, which is given back with it: zero for
 /// success, an NVMe status code or `LBIO_CANCELLED`; -EINPROGRESS while it is in
 /// flight.

@@ -16,6 +16,7 @@ const char *const lbio_event_names[LBIO_NR_EVENTS] = {
 	[LBIO_EV_WRITE] = "write",
 	[LBIO_EV_REWRITE] = "rewrite",
 	[LBIO_EV_EARLY] = "early",
+	[LBIO_EV_HALTED] = "halted",
 	[LBIO_EV_SLEPT] = "slept",
 	[LBIO_EV_KILLED] = "killed",
 	[LBIO_EV_NO_DEV] = "no_dev",

@@ -74,6 +74,29 @@ static ssize_t poll_max_ns_store(struct kobject *kobj,
 
 static struct kobj_attribute poll_max_ns_attr = __ATTR_RW(poll_max_ns);
 
+static ssize_t poll_halt_show(struct kobject *kobj,
+			      struct kobj_attribute *attr, char *buf)
+{
+	return sysfs_emit(buf, "%d\n", READ_ONCE(aios_poll_halt));
+}
+
+static ssize_t poll_halt_store(struct kobject *kobj,
+			       struct kobj_attribute *attr, const char *buf,
+			       size_t count)
+{
+	bool on;
+	int error;
+
+	error = kstrtobool(buf, &on);
+	if (error)
+		return error;
+
+	WRITE_ONCE(aios_poll_halt, on);
+	return count;
+}
+
+static struct kobj_attribute poll_halt_attr = __ATTR_RW(poll_halt);
+
 static ssize_t lbio_writes_show(struct kobject *kobj,
 				struct kobj_attribute *attr, char *buf)
 {
@@ -104,6 +127,7 @@ static struct kobj_attribute lbio_writes_attr = __ATTR_RW(lbio_writes);
 static struct attribute *aios_attrs[] = {
 	&enabled_attr.attr,
 	&lbio_writes_attr.attr,
+	&poll_halt_attr.attr,
 	&poll_max_ns_attr.attr,
 	NULL,
 };

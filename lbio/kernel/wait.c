@@ -35,6 +35,7 @@
 #include <linux/sched/signal.h>
 #include <linux/sched/stat.h>
 
+#include "halt.h"
 #include "internal.h"
 #include "submit.h"
 
@@ -229,7 +230,10 @@ static noinline int lbio_spin_slot(struct lbio_io *io, struct aios_poll *poll)
 			return status;
 		if (aios_poll_is_over(poll))
 			return status;
-		aios_spin_relax();
+		if (!io->vmf && lbio_may_halt(queue))
+			lbio_halt(lbio_ring_is_done(queue->ring, io->slot));
+		else
+			aios_spin_relax();
 	}
 }
 

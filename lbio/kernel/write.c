@@ -67,6 +67,7 @@
 
 #include "../blk-cgroup.h"
 #include "../blk-wbt.h"
+#include "halt.h"
 #include "internal.h"
 #include "submit.h"
 #include "trace.h"
@@ -476,7 +477,10 @@ static noinline bool lbio_spin_batch(struct lbio_batch *batch,
 			return false;
 		if (aios_poll_is_over(poll))
 			return false;
-		aios_spin_relax();
+		if (lbio_may_halt(queue))
+			lbio_halt(!atomic_read_acquire(&batch->pending));
+		else
+			aios_spin_relax();
 	}
 }
 

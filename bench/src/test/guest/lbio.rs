@@ -353,6 +353,18 @@ pub(super) fn tracepoints(f: &mut Fixture) -> Result<()> {
 /// Interrupts that are bound to a CPU go with it.
 pub(super) fn cpu_hotplug_under_load(f: &mut Fixture) -> Result<()> {
     f.mount("aios", true, 0)?;
+    hotplug(f)
+}
+
+/// As [`cpu_hotplug_under_load`], with readers who wait for interrupts of their CPU.
+pub(super) fn cpu_hotplug_while_halted(f: &mut Fixture) -> Result<()> {
+    f.mount("aios", true, 100_000_000)?;
+    let halted = halting(f, hotplug)?;
+    let expected = (halted > 0) != is_polled(f)?;
+    check(expected, || format!("{halted} halts"))
+}
+
+fn hotplug(f: &mut Fixture) -> Result<()> {
     f.sh(
         "/aios-guest race --file /mnt/t/race --size 1048576 --readers 3 --seconds 10 --seed 4 \
          --reopen >/dev/null & pid=$!; \
@@ -395,6 +407,82 @@ pub(super) fn removal_under_load(f: &mut Fixture) -> Result<()> {
          test -b /dev/nvme0n1")?;
     f.mount("aios", true, 100_000_000)?;
     serves_reads(f)
+}
+
+/// Whether the queues have no interrupts.
+fn is_polled(f: &mut Fixture) -> Result<bool> {
+    let text = f.sh("cat /sys/module/nvme/parameters/lbio_polled")?;
+    Ok(matches!(text.trim(), "1" | "Y"))
+}
+
+/// Runs `what` with readers who halt their CPU instead of spinning, and says how often
+/// they did.
+fn halting(f: &mut Fixture, what: impl FnOnce(&mut Fixture) -> Result<()>) -> Result<u64> {
+    let knob = "/sys/kernel/aios/poll_halt";
+    f.sh(&format!("echo 1 > {knob}"))?;
+    let halted = f.lbio_during("halted", what);
+    f.sh(&format!("echo 0 > {knob}"))?;
+    halted
+}
+
+/// Readers halt where the knob and the queue let them, and only there: not without
+/// interrupts, and not with the lock of a fault.
+pub(super) fn halts(f: &mut Fixture) -> Result<()> {
+    f.mount("aios", true, 100_000_000)?;
+    f.sh("cat /mnt/t/data >/dev/null")?;
+    let spun = f.lbio_during("halted", |f| f.read(200, "").map(drop))?;
+    // The first interrupt tells where they come.
+    f.read(100, "")?;
+    let mut slept = 0;
+    let halted = halting(f, |f| {
+        slept = f.lbio_during("slept", |f| f.read(200, "").map(drop))?;
+        Ok(())
+    })?;
+    let in_faults = halting(f, |f| f.sh(&format!("{FAULTS} --advice mapping")).map(drop))?;
+    let expected = match is_polled(f)? {
+        true => halted == 0,
+        false => halted >= 150 && slept <= 20,
+    };
+    check(spun == 0 && expected && in_faults == 0, || {
+        format!(
+            "halts: {spun} without the knob, {halted} of 200 with it ({slept} asleep), \
+             {in_faults} in faults"
+        )
+    })
+}
+
+/// A CPU that is halted most of the time is anybody's who asks for it: of tasks that
+/// have work there, and of who kills the reader.
+pub(super) fn halted_cpu_is_free(f: &mut Fixture) -> Result<()> {
+    f.mount("aios", true, 1_000_000_000)?;
+    let reader = "taskset -c 0 /aios-guest work randread --file /mnt/t/data --size 16777216 \
+                  --bs 4096 --warmup 0 --seed 3 >/dev/null --ops";
+    // The first interrupt tells the CPU's queue where they come.
+    f.sh(&format!("cat /mnt/t/data >/dev/null; {reader} 50"))?;
+    f.set_latency(200)?;
+    let mut took_ms = Vec::new();
+    // The first wait that is so long is asleep, and teaches how long the others will be.
+    let halted = halting(f, |f| {
+        let times = f.sh(&format!(
+            "timed() {{ begin=$(date +%s%3N); \"$@\"; echo $(($(date +%s%3N) - begin)); }}; \
+             end() {{ kill -KILL $pid; wait $pid || :; }}; \
+             {reader} 100 & pid=$!; sleep 1; \
+             for i in 1 2 3 4 5; do sleep 0.3; timed taskset -c 0 true; done; \
+             sleep 0.3; timed end"
+        ))?;
+        took_ms = times.lines().map(number).collect::<Result<_>>()?;
+        Ok(())
+    });
+    f.set_latency(0)?;
+    let halted = halted?;
+    let expected = match is_polled(f)? {
+        true => halted == 0,
+        false => halted >= 20,
+    };
+    let all_ran = took_ms.len() == 6 && took_ms.iter().all(|&ms| ms < 1000);
+    check(expected && all_ran, || {
+        format!("{halted} halts; {took_ms:?} ms to run beside the reader, and to kill him")
+    })
 }
 
 pub(super) fn number(text: &str) -> Result<u64> {

@@ -112,10 +112,13 @@ fn rounds(f: &mut Fixture, time: Duration) -> Result<()> {
     let end = Instant::now() + time;
     let mut seed = 1;
     while seed <= 2 || Instant::now() < end {
+        // Every other pair of rounds with the CPU halted, where the queue lets it.
+        let halt = seed / 2 % 2;
         for (mode, event) in [("", "early"), ("--reopen", "read")] {
             let served = f.lbio_during(event, |f| {
                 f.sh(&format!(
-                    "/aios-guest race --file /mnt/t/race --size 2097152 --readers 4 \
+                    "echo {halt} > /sys/kernel/aios/poll_halt; \
+                     /aios-guest race --file /mnt/t/race --size 2097152 --readers 4 \
                      --mapped-readers 1 --seconds {} --seed {seed} --blocks 8 --reclaim {mode}",
                     ROUND.as_secs()
                 ))

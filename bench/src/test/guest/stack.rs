@@ -22,8 +22,10 @@ pub(super) fn checks_memory(f: &mut Fixture) -> Result<()> {
 }
 
 pub(super) fn off_by_default(f: &mut Fixture) -> Result<()> {
-    let enabled = f.sh("cat /sys/kernel/aios/enabled")?;
-    check(enabled.trim() == "0", || format!("enabled is {enabled:?}"))?;
+    let switches = f.sh("cd /sys/kernel/aios; cat enabled lbio_writes poll_halt")?;
+    check(switches == "0\n0\n0\n", || {
+        format!("enabled, lbio_writes and poll_halt are {switches:?}")
+    })?;
     f.sh(
         "mkdir -p /mnt/t; mkfs.ext4 -q -F /dev/nvme0n1; mount /dev/nvme0n1 /mnt/t; \
          no grep -q aios /proc/mounts; \
@@ -35,12 +37,13 @@ pub(super) fn off_by_default(f: &mut Fixture) -> Result<()> {
 
 pub(super) fn knobs_refuse_nonsense(f: &mut Fixture) -> Result<()> {
     f.sh("cd /sys/kernel/aios; \
-          for bad in 2 -1 x ''; do ! echo $bad > enabled || exit 1; done 2>/dev/null; \
           for bad in 1000000001 -1 x 99999999999999999999; do \
               ! echo $bad > poll_max_ns || exit 1; done 2>/dev/null; \
           for good in 0 1 1000000000; do echo $good > poll_max_ns; \
               [ $(cat poll_max_ns) = $good ]; done; \
-          for good in 1 0; do echo $good > enabled; [ $(cat enabled) = $good ]; done")
+          for knob in enabled poll_halt; do \
+              for bad in 2 -1 x ''; do ! echo $bad > $knob || exit 1; done 2>/dev/null; \
+              for good in 1 0; do echo $good > $knob; [ $(cat $knob) = $good ]; done; done")
         .map(drop)
 }
 
