@@ -92,9 +92,49 @@ impl Stack {
     }
 }
 
+/// How readers of the async stack wait for the drive.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Wait {
+    /// Spinning for as long as it takes.
+    #[default]
+    Spin,
+    /// With the CPU halted, where an interrupt of this CPU tells them.
+    Halt,
+    /// Asleep.
+    Sleep,
+}
+
+impl Wait {
+    /// How `guest_cpus` best wait in an emulated guest. The drive is processes of the
+    /// host: while all of its CPUs spin, none is left to answer.
+    pub(crate) fn for_guest(guest_cpus: u32) -> Self {
+        let host = std::thread::available_parallelism().map_or(1, usize::from);
+        match usize::try_from(guest_cpus) {
+            Ok(cpus) if cpus < host => Self::Spin,
+            _ => Self::Halt,
+        }
+    }
+
+    /// The shell script that chooses it, behind [`Stack::switch_script`] of async.
+    pub(crate) fn script(self) -> &'static str {
+        match self {
+            Self::Spin => "",
+            Self::Halt => "echo 1 > /sys/kernel/aios/poll_halt\n",
+            Self::Sleep => "echo 0 > /sys/kernel/aios/poll_max_ns\n",
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn test_wait_leaves_the_drive_a_cpu() {
+        assert_eq!(Wait::for_guest(u32::MAX), Wait::Halt);
+        assert_eq!(Wait::Spin.script(), "");
+    }
 
     #[test]
     fn test_name_is_the_one_in_json() {

@@ -39,7 +39,10 @@ use crate::guest::{
     Iommu, //
 };
 use crate::kernel::Flavour;
-use crate::stack::Stack;
+use crate::stack::{
+    Stack,
+    Wait, //
+};
 use std::path::{
     Path,
     PathBuf, //
@@ -68,6 +71,8 @@ pub(crate) struct Setup<'a> {
     pub(crate) cpus: u32,
     /// Memory in MiB.
     pub(crate) memory_mib: u32,
+    /// How async waits for the drive.
+    pub(crate) wait: Wait,
     /// Kernel command line of the async guest.
     pub(crate) append: &'a [String],
     /// IOMMU mode.
@@ -96,8 +101,8 @@ pub(crate) struct Emulated {
     sides: Vec<Side>,
     tools: Tools,
     sizing: Sizing,
-    /// Whether async never spins.
-    sleeps: bool,
+    /// How async waits.
+    wait: Wait,
     /// Sockets of the drives.
     _sockets: tempfile::TempDir,
 }
@@ -114,7 +119,7 @@ impl Emulated {
             sides,
             tools,
             sizing: setup.sizing,
-            sleeps: must_sleep(setup.cpus),
+            wait: setup.wait,
             _sockets: sockets,
         })
     }
@@ -156,11 +161,6 @@ impl Emulated {
     pub(crate) fn qemu_lines(&self) -> Vec<String> {
         let line = |side: &Side| side.guest.qemu_line().to_owned();
         self.sides.iter().map(line).collect()
-    }
-
-    /// Whether readers of the async stack sleep at once, and never spin.
-    pub(crate) fn sleeps(&self) -> bool {
-        self.sleeps
     }
 
     /// Whether KVM runs the guests, rather than emulation.
@@ -218,12 +218,12 @@ impl Target for Emulated {
             .sides
             .iter()
             .map(|side| {
-                let sleep = match side.stack {
-                    Stack::Async if self.sleeps => "echo 0 > /sys/kernel/aios/poll_max_ns\n",
+                let wait = match side.stack {
+                    Stack::Async => self.wait.script(),
                     _ => "",
                 };
                 let script = format!(
-                    "set -e\n{}{sleep}cd {MOUNT}\n{}",
+                    "set -e\n{}{wait}cd {MOUNT}\n{}",
                     side.stack.mount_script(DRIVE, MOUNT),
                     script::of(workloads, &self.tools, None, &self.sizing, seed)
                 );
@@ -267,13 +267,6 @@ pub(crate) fn failed(code: i32, stderr: &[u8]) -> Error {
         .rfind(|line| !line.is_empty())
         .unwrap_or("it said nothing");
     Error::new(format!("the tool ended with {code}: {last}"))
-}
-
-/// Whether the drive needs the processors that readers would spin on: an emulated
-/// one takes those of the host, so it is slower if the guest has all of them.
-fn must_sleep(cpus: u32) -> bool {
-    let host = std::thread::available_parallelism().map_or(1, usize::from);
-    usize::try_from(cpus).is_ok_and(|cpus| cpus >= host)
 }
 
 /// The guest of a stack, with one drive.

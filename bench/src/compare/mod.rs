@@ -48,6 +48,7 @@ use crate::report::schema::{
 use crate::report::stages;
 use crate::setup;
 use crate::setup::Need;
+use crate::stack::Wait;
 use emulated::Emulated;
 use host::Host;
 use machine::tool_version;
@@ -129,6 +130,9 @@ pub(crate) struct Args {
     /// Memory of a guest; the database has 667 MiB, fio's file 512.
     #[arg(long, value_name = "MIB", conflicts_with_all = ["host", "virtual_time"], default_value_t = emulated::MEMORY_MIB, value_parser = clap::value_parser!(u32).range(128..=65_536))]
     memory: u32,
+    /// How async waits for the drive [default: spin, if that leaves the drive a CPU, else halt].
+    #[arg(long, value_enum, value_name = "HOW", conflicts_with_all = ["host", "virtual_time"])]
+    wait: Option<Wait>,
     /// Words for the kernel command line of the async guest; may be repeated.
     #[arg(long, value_name = "WORDS", conflicts_with_all = ["host", "virtual_time"])]
     append: Vec<String>,
@@ -165,6 +169,21 @@ impl Args {
         self.cpus.unwrap_or(of_suite)
     }
 
+    /// How async waits for the drive.
+    fn wait(&self) -> Wait {
+        self.wait.unwrap_or_else(|| Wait::for_guest(self.cpus()))
+    }
+
+    /// That nothing is asked for that only guests of the stack's suites have.
+    fn has_no_guest_options(&self, suite: &str) -> Result<()> {
+        match self.memory == emulated::MEMORY_MIB && self.append.is_empty() && self.wait.is_none() {
+            true => Ok(()),
+            false => Err(Error::new(format!(
+                "--memory, --append and --wait are not for --suite {suite}"
+            ))),
+        }
+    }
+
     /// What is measured.
     fn workloads(&self) -> Result<Vec<Workload>> {
         match self.suite {
@@ -191,9 +210,7 @@ pub(crate) fn run(ctx: &Context, args: &Args) -> Result<u8> {
         );
     }
     if args.suite == Suite::Obd {
-        if args.memory != emulated::MEMORY_MIB || !args.append.is_empty() {
-            return Err(Error::new("--memory and --append are not for --suite obd"));
-        }
+        args.has_no_guest_options("obd")?;
         return obd::run(
             ctx,
             &obd::Options {
@@ -214,9 +231,7 @@ pub(crate) fn run(ctx: &Context, args: &Args) -> Result<u8> {
         );
     }
     if args.suite == Suite::Rw && !args.instructions {
-        if args.memory != emulated::MEMORY_MIB || !args.append.is_empty() {
-            return Err(Error::new("--memory and --append are not for --suite rw"));
-        }
+        args.has_no_guest_options("rw")?;
         return rw::run(
             ctx,
             &rw::Options {
@@ -352,6 +367,7 @@ fn in_guests(
         image: &image,
         cpus: args.cpus(),
         memory_mib: args.memory,
+        wait: args.wait(),
         append: &args.append,
         iommu: args.iommu,
         accel: args.accel,
@@ -362,10 +378,10 @@ fn in_guests(
     let calibration = target.calibrate(args.device)?;
     bar.finish_and_clear();
     ctx.ui.say(calibration.describe());
-    if target.sleeps() {
+    if args.wait() != Wait::Spin && args.wait.is_none() {
         ctx.ui.say(
-            "the guest has as many CPUs as this machine, and the drive needs some: async never \
-             spins",
+            "the guest has as many CPUs as this machine, and the drive needs some: async halts \
+             while it waits",
         );
     }
     for (flavour, (bzimage, build)) in [Flavour::Native, Flavour::Patched]
@@ -382,7 +398,7 @@ fn in_guests(
     provenance.guest = Some(GuestInfo {
         qemu: target.qemu_lines(),
         cpus: args.cpus(),
-        sleeps: target.sleeps(),
+        wait: args.wait(),
         memory_mib: args.memory,
         kvm: target.is_kvm(),
         iommu: args.iommu,
@@ -507,6 +523,7 @@ fn dry_run(ctx: &Context, args: &Args, workloads: &[Workload], plan: Plan) -> Re
             image: &image,
             cpus: args.cpus(),
             memory_mib: args.memory,
+            wait: args.wait(),
             append: &args.append,
             iommu: args.iommu,
             accel: args.accel,

@@ -22,7 +22,10 @@ use crate::guest::{
     Guest,
     Iommu, //
 };
-use crate::stack::Stack;
+use crate::stack::{
+    Stack,
+    Wait, //
+};
 use aios_guest::GUEST_BINARY;
 use aios_insn_plugin::report::{
     Report,
@@ -85,6 +88,8 @@ pub(crate) struct Setup<'a> {
     pub(crate) seed: u64,
     /// Command line of the patched kernel.
     pub(crate) append: &'a [String],
+    /// How async waits for the drive.
+    pub(crate) wait: Wait,
     /// Whether async writes around the block layer.
     pub(crate) lbio_writes: bool,
     /// Where logs go.
@@ -209,12 +214,16 @@ fn boot_config(
 /// Switches the stack, mounts the drive afresh (with an empty page cache), runs
 /// the workload and unmounts.
 fn script(stack: Stack, setup: &Setup<'_>, seed: u64) -> String {
+    let wait = match stack {
+        Stack::Async => setup.wait.script(),
+        _ => "",
+    };
     let writes = match stack {
         Stack::Async if setup.lbio_writes => "echo 1 > /sys/kernel/aios/lbio_writes\n",
         _ => "",
     };
     format!(
-        "{STEADY_ALLOCATOR}\n{}{writes}\
+        "{STEADY_ALLOCATOR}\n{}{wait}{writes}\
          {GUEST_BINARY} work {} --file {MOUNT}/{} --ops {} --warmup {WARMUP} --seed {seed}\n",
         stack.mount_script(DRIVE, MOUNT),
         setup.workload.guest_args(),
@@ -255,6 +264,7 @@ mod tests {
             ops: 7,
             seed: 3,
             append: &[],
+            wait: Wait::Spin,
             lbio_writes: false,
             logs: Path::new("/logs"),
         }
@@ -272,9 +282,11 @@ mod tests {
         assert!(!native.contains("/sys/kernel/aios"), "{native}");
         assert!(!on.contains("lbio_writes"), "{on}");
         let setup = Setup {
+            wait: Wait::Halt,
             lbio_writes: true,
             ..setup()
         };
+        assert!(script(Stack::Async, &setup, 5).contains("1 > /sys/kernel/aios/poll_halt\n"));
         assert!(script(Stack::Async, &setup, 5).contains("1 > /sys/kernel/aios/lbio_writes\n"));
         assert!(!script(Stack::Off, &setup, 5).contains("lbio_writes"));
     }

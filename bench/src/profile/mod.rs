@@ -37,7 +37,10 @@ use crate::setup::{
     self,
     Need, //
 };
-use crate::stack::Stack;
+use crate::stack::{
+    Stack,
+    Wait, //
+};
 use aios_insn_plugin::report::Report;
 use layers::Layers;
 pub(crate) use measure::LATENCY_NS;
@@ -94,6 +97,9 @@ pub(crate) struct Args {
     /// Kernel command line of the patched kernel; may be repeated.
     #[arg(long, value_name = "WORDS", default_value = "nvme.lbio_queues=1")]
     append: Vec<String>,
+    /// How the async stack waits for the drive.
+    #[arg(long, value_enum, value_name = "HOW", default_value_t = Wait::Spin)]
+    wait: Wait,
     /// Let the async stack write around the block layer what fsync waits for.
     #[arg(long)]
     lbio_writes: bool,
@@ -139,6 +145,7 @@ pub(crate) fn run(ctx: &Context, args: &Args) -> Result<u8> {
         ops,
         seed: args.seed,
         append: &args.append,
+        wait: args.wait,
         lbio_writes: args.lbio_writes,
         logs: &logs,
     };

@@ -212,7 +212,7 @@ fn provenance_warnings(a: &Provenance, b: &Provenance) -> Vec<String> {
             "the guest's CPUs or memory",
             (a.cpus, a.memory_mib) != (b.cpus, b.memory_mib),
         );
-        differ("whether async spun", a.sleeps != b.sleeps);
+        differ("how async waited", a.wait != b.wait);
         differ("what runs the guest (KVM or emulation)", a.kvm != b.kvm);
         differ("the IOMMU mode", a.iommu != b.iommu);
         differ("the drive image", a.image != b.image);

@@ -19,7 +19,10 @@ use crate::device::{
 };
 use crate::guest::Iommu;
 use crate::kernel::BuildId;
-use crate::stack::Stack;
+use crate::stack::{
+    Stack,
+    Wait, //
+};
 
 /// A sample whose latencies follow from its mean.
 pub(crate) fn sample(workload: &str, stack: Stack, pair: u32, mean: f64) -> Sample {
@@ -78,7 +81,7 @@ pub(crate) fn provenance() -> Provenance {
         guest: Some(GuestInfo {
             qemu: vec!["qemu-system-x86_64 -append 'a b' | <native>".to_owned()],
             cpus: 1,
-            sleeps: false,
+            wait: Wait::Spin,
             memory_mib: 512,
             kvm: false,
             iommu: Iommu::Lazy,

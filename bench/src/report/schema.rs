@@ -12,7 +12,10 @@ use crate::error::{
 };
 use crate::guest::Iommu;
 use crate::kernel::BuildId;
-use crate::stack::Stack;
+use crate::stack::{
+    Stack,
+    Wait, //
+};
 use serde::{
     Deserialize,
     Serialize, //
@@ -343,10 +346,9 @@ pub(crate) struct GuestInfo {
     pub(crate) qemu: Vec<String>,
     /// Virtual processors.
     pub(crate) cpus: u32,
-    /// Whether async slept for the drive at once and never spun, because the
-    /// drive needed the processors of the host.
+    /// How async waited for the drive.
     #[serde(default)]
-    pub(crate) sleeps: bool,
+    pub(crate) wait: Wait,
     /// Memory in MiB.
     pub(crate) memory_mib: u32,
     /// Whether KVM ran it; software emulation otherwise.

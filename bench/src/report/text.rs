@@ -9,7 +9,10 @@ use super::schema::{
     Results,
     Verdict, //
 };
-use crate::stack::Stack;
+use crate::stack::{
+    Stack,
+    Wait, //
+};
 
 /// How the numbers were won.
 const METHOD: &str = "Every workload runs once on every stack per pair, with the same offsets. A column is the \
@@ -120,9 +123,10 @@ pub(crate) fn facts(provenance: &Provenance) -> Vec<(String, String)> {
             format!(
                 "{} CPUs{}, {} MiB, {}, IOMMU {}, drive image {}",
                 guest.cpus,
-                match guest.sleeps {
-                    true => ", as many as the machine, so async never spins",
-                    false => "",
+                match guest.wait {
+                    Wait::Spin => "",
+                    Wait::Halt => ", async halts while it waits",
+                    Wait::Sleep => ", async sleeps while it waits",
                 },
                 guest.memory_mib,
                 if guest.kvm {
