@@ -32,6 +32,7 @@ struct lbio_ring;
  * @lba_shift: binary logarithm of its logical block size in bytes
  * @sector_shift: the same in sectors
  * @page_more: how many logical blocks follow the first of a page
+ * @kind: of @nsid and @page_more, not zero
  *
  * The driver sets, changes and withdraws it while the queue is frozen. Whoever
  * holds a reference to the queue's usage counter may therefore use it.
@@ -42,6 +43,7 @@ struct lbio_ns {
 	u8 lba_shift;
 	u8 sector_shift;
 	u8 page_more;
+	u64 kind;
 };
 
 struct lbio_ring *lbio_ring_new(void *sqes, void *cqes, void *lists,
@@ -49,13 +51,16 @@ struct lbio_ring *lbio_ring_new(void *sqes, void *cqes, void *lists,
 size_t lbio_ring_bytes(void);
 void lbio_ring_free(struct lbio_ring *ring);
 void lbio_ring_reset(struct lbio_ring *ring, u16 sq_id);
-s64 lbio_ring_submit(struct lbio_ring *ring, u32 nsid, u64 slba, u32 blocks,
+s32 lbio_ring_submit(struct lbio_ring *ring, u32 nsid, u64 slba, u32 blocks,
 		     u64 dma, u32 pages);
 s32 lbio_ring_alloc(struct lbio_ring *ring);
 s32 lbio_ring_write(struct lbio_ring *ring, u16 slot, u64 token, u32 nsid,
 		    u64 slba, u32 blocks, const u64 *pages, u32 nr, bool fua);
-s64 lbio_ring_read_page(struct lbio_ring *ring, struct lbio_chunk_state *chunk,
-			u64 dma, const struct lbio_ns *ns, u64 sector);
+s32 lbio_ring_read_page(struct lbio_ring *ring, struct lbio_chunk_state *chunk,
+			const struct lbio_ns *ns, u64 dma, u64 sector);
+void lbio_ring_prepare_page(struct lbio_ring *ring,
+			    const struct lbio_chunk_state *chunk,
+			    const struct lbio_ns *ns, u64 dma);
 s32 lbio_ring_reap(struct lbio_ring *ring, struct lbio_queue *queue);
 bool lbio_ring_is_done(struct lbio_ring *ring, u16 slot);
 s32 lbio_ring_take(struct lbio_ring *ring, u16 slot);
@@ -74,6 +79,12 @@ struct lbio_chunk_state {
 	u8 taken;
 	u32 flying;
 };
+
+/* How many pages were taken, and so where the next one is. */
+static inline u32 lbio_chunk_taken(const struct lbio_chunk_state *chunk)
+{
+	return chunk->taken;
+}
 
 void lbio_chunk_init(struct lbio_chunk_state *chunk, u32 pages);
 s32 lbio_chunk_take(struct lbio_chunk_state *chunk, u32 count);

@@ -55,6 +55,8 @@ static inline void lbio_ns_set(struct lbio_ns *ns, u32 nsid, u8 lba_shift)
 	ns->lba_shift = lba_shift;
 	ns->sector_shift = lba_shift - SECTOR_SHIFT;
 	ns->page_more = (PAGE_SIZE >> lba_shift) - 1;
+	/* Numbers of namespaces begin with one. */
+	ns->kind = (u64)ns->page_more << 32 | nsid;
 }
 
 /**

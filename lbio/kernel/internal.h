@@ -333,7 +333,7 @@ struct lbio_write {
  * @ticking: @tick is scheduled, or running and will schedule itself
  * @used: a page was taken, or a chunk came, since @tick ran last
  * @refilling: somebody fetches pages
- * @chunk: pages to take, or NULL
+ * @chunk: pages to take, or NULL, as while it is not @live
  * @next: pages to take after those, or NULL
  * @full: chunks that have no pages to take, and are not unmapped yet
  * @poll: what is known of waits for reads of 1, 2 or 3, 4 to 7, 8 pages
@@ -475,7 +475,7 @@ static inline bool lbio_map(struct inode *inode, pgoff_t index,
 void lbio_dma_init(struct lbio_dev *dev);
 void lbio_pool_refill(struct lbio_queue *queue);
 void lbio_pool_advance(struct lbio_queue *queue);
-void lbio_pool_set_aside(struct lbio_queue *queue, struct lbio_chunk **chunk);
+void lbio_pool_retire(struct lbio_queue *queue);
 void lbio_pool_unmap(struct lbio_queue *queue, struct lbio_chunk *chunk);
 void lbio_pool_unmap_idle(struct lbio_queue *queue);
 void lbio_pool_tick(struct lbio_queue *queue);

@@ -235,7 +235,8 @@ static void lbio_chunk_free(struct lbio_queue *queue, struct lbio_chunk *chunk)
 }
 
 /* Puts a chunk that pages are taken from aside. */
-void lbio_pool_set_aside(struct lbio_queue *queue, struct lbio_chunk **chunk)
+static void lbio_pool_set_aside(struct lbio_queue *queue,
+				struct lbio_chunk **chunk)
 	__must_hold(&queue->sq_lock)
 {
 	if (!*chunk)
@@ -243,6 +244,14 @@ void lbio_pool_set_aside(struct lbio_queue *queue, struct lbio_chunk **chunk)
 	lbio_chunk_retire(&(*chunk)->state);
 	list_add_tail(&(*chunk)->list, &queue->full);
 	WRITE_ONCE(*chunk, NULL);
+}
+
+/* Lets no more pages be taken. */
+void lbio_pool_retire(struct lbio_queue *queue)
+	__must_hold(&queue->sq_lock)
+{
+	lbio_pool_set_aside(queue, &queue->chunk);
+	lbio_pool_set_aside(queue, &queue->next);
 }
 
 /* Takes pages from the next chunk from now on, if there is one. */
@@ -323,10 +332,8 @@ void lbio_pool_tick(struct lbio_queue *queue)
 	unsigned long old = jiffies - LBIO_CHUNK_AGE;
 
 	spin_lock(&queue->sq_lock);
-	if (!queue->used || !queue->live) {
-		lbio_pool_set_aside(queue, &queue->chunk);
-		lbio_pool_set_aside(queue, &queue->next);
-	}
+	if (!queue->used)
+		lbio_pool_retire(queue);
 	if (queue->chunk && time_after(old, queue->chunk->born))
 		lbio_pool_set_aside(queue, &queue->chunk);
 	if (queue->next && time_after(old, queue->next->born))
@@ -340,8 +347,7 @@ void lbio_pool_tick(struct lbio_queue *queue)
 void lbio_pool_drain(struct lbio_queue *queue)
 {
 	spin_lock(&queue->sq_lock);
-	lbio_pool_set_aside(queue, &queue->chunk);
-	lbio_pool_set_aside(queue, &queue->next);
+	lbio_pool_retire(queue);
 	spin_unlock(&queue->sq_lock);
 	lbio_pool_unmap_idle(queue);
 }

@@ -427,6 +427,8 @@ EXPORT_SYMBOL_GPL(lbio_dev_map_cpus);
 static void lbio_queue_set_live(struct lbio_queue *queue, bool live)
 {
 	spin_lock(&queue->sq_lock);
+	if (!live)
+		lbio_pool_retire(queue);
 	spin_lock_irq(&queue->cq_lock);
 	queue->live = live;
 	spin_unlock_irq(&queue->cq_lock);

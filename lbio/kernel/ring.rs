@@ -19,9 +19,13 @@ use kernel::sync::barrier::{
     dma_mb,
     Read, //
 };
-use lbio_core::chunk::Chunk;
+use lbio_core::chunk::{
+    Chunk,
+    Next, //
+};
 use lbio_core::nvme::{
     Cqe,
+    Prp,
     Sqe,
     PAGE_SIZE, //
 };
@@ -32,6 +36,8 @@ use lbio_core::prp::{
 use lbio_core::ring::{
     Completion,
     CompletionMemory,
+    Prepared,
+    Sent,
     Submission,
     MIN_DEPTH, //
 };
@@ -49,6 +55,8 @@ use lbio_core::slots::{
 ///
 /// - `sqes` and `cqes` point to `depth` submission and completion queue entries,
 ///   `lists` to a list for each slot, all of which live as long as the ring.
+/// - If `prepared` is not [`Prepared::NONE`], that command is where the next one goes,
+///   and `slba` points to the word of its first block.
 /// - `submission` and `completion` were made for `depth` entries, and `slots`
 ///   has fewer slots than that.
 #[repr(C)]
@@ -60,6 +68,8 @@ struct Ring {
     lists_dma: u64,
     depth: u16,
     submission: UnsafeCell<Submission>,
+    prepared: UnsafeCell<Prepared>,
+    slba: UnsafeCell<*mut u64>,
     completion: UnsafeCell<Completion>,
 }
 
@@ -116,6 +126,8 @@ pub unsafe extern "C" fn lbio_ring_new(
         lists_dma,
         depth,
         submission: UnsafeCell::new(Submission::new(depth)),
+        prepared: UnsafeCell::new(Prepared::NONE),
+        slba: UnsafeCell::new(ptr::null_mut()),
         completion: UnsafeCell::new(Completion::new(depth, 0)),
     };
     match KBox::new(ring, GFP_KERNEL) {
@@ -162,6 +174,7 @@ pub unsafe extern "C" fn lbio_ring_reset(ring: *mut bindings::lbio_ring, sq_id: 
         ptr::write_bytes(ring.sqes, 0, usize::from(ring.depth));
         ptr::write_bytes(ring.cqes, 0, usize::from(ring.depth) * Cqe::SIZE);
         *ring.submission.get() = Submission::new(ring.depth);
+        *ring.prepared.get() = Prepared::NONE;
         *ring.completion.get() = Completion::new(ring.depth, sq_id);
     }
 }
@@ -178,6 +191,22 @@ impl Ring {
     unsafe fn push(&self, sqe: Sqe) -> u16 {
         // SAFETY: By the caller's promise nobody else uses this half.
         let submission = unsafe { &mut *self.submission.get() };
+        // SAFETY: As above.
+        unsafe {
+            *self.prepared.get() = Prepared::NONE;
+            ptr::write(self.write(submission, &sqe), sqe.words()[Sqe::SLBA]);
+        }
+        submission.advance()
+    }
+
+    /// Writes a command, all but its first block, to where the next one goes. Returns
+    /// where the first block does.
+    ///
+    /// # Safety
+    ///
+    /// Nobody else may be using the submission half, to which `submission` belongs.
+    #[inline(always)]
+    unsafe fn write(&self, submission: &Submission, sqe: &Sqe) -> *mut u64 {
         let at = usize::from(submission.tail());
         // SAFETY: By the type invariant; `at` is below `depth`.
         let words = unsafe { self.sqes.add(at) }.cast::<u64>();
@@ -188,7 +217,25 @@ impl Ring {
             // before the doorbell is written.
             unsafe { ptr::write(words.add(index), sqe.words()[index]) };
         }
-        submission.advance()
+        // SAFETY: As above.
+        unsafe { words.add(Sqe::SLBA) }
+    }
+
+    /// What is left of [`lbio_ring_read_page`] if no such read is prepared.
+    ///
+    /// # Safety
+    ///
+    /// As for that; `page` is its chunk's, and `prp` describes it.
+    #[cold]
+    unsafe fn read_page(&self, page: Next<'_>, ns: &bindings::lbio_ns, slba: u64, prp: Prp) -> i32 {
+        let Some(slot) = self.slots.alloc() else {
+            return EBUSY.to_errno();
+        };
+        page.take();
+        let sqe = Sqe::read(slot, ns.nsid, slba, u32::from(ns.page_more) + 1, prp);
+        // SAFETY: By the caller's promise; the slot is new.
+        let tail = unsafe { self.push(sqe) };
+        Sent::new(slot, tail).bits() as i32
     }
 
     /// The list of `slot`, whose command is not in flight yet, and the bus address
@@ -209,12 +256,12 @@ impl Ring {
     }
 }
 
-/// Takes a page of `chunk`, whose first is at bus address `dma`, and puts a read into
-/// it, from sector `sector` of `ns` on, into the submission queue.
+/// Takes the next page of `chunk`, whose first is at bus address `dma`, and puts a read
+/// into it, from sector `sector` of `ns` on, into the submission queue.
 ///
-/// Returns the slot in bits 0..16, the value for the tail doorbell in bits 16..32
-/// and the index of the page from bit 32 on; -ENOMEM if the chunk has no page,
-/// -EBUSY if all slots are in use, neither of which takes anything.
+/// Returns the slot in bits 0..16 and the value for the tail doorbell in bits 16..32;
+/// -ENOMEM if the chunk has no page, -EBUSY if all slots are in use, neither of which
+/// takes anything.
 ///
 /// # Safety
 ///
@@ -226,10 +273,10 @@ impl Ring {
 pub unsafe extern "C" fn lbio_ring_read_page(
     ring: *mut bindings::lbio_ring,
     chunk: *mut bindings::lbio_chunk_state,
-    dma: u64,
     ns: *const bindings::lbio_ns,
+    dma: u64,
     sector: u64,
-) -> i64 {
+) -> i32 {
     // SAFETY: By the caller's promise.
     let ring = unsafe { &*ring.cast::<Ring>() };
     // SAFETY: By the caller's promise.
@@ -237,19 +284,56 @@ pub unsafe extern "C" fn lbio_ring_read_page(
     // SAFETY: By the caller's promise.
     let chunk = unsafe { &*chunk.cast::<Chunk>() };
     let Some(page) = chunk.next() else {
-        return i64::from(ENOMEM.to_errno());
+        return ENOMEM.to_errno();
     };
-    let Some(slot) = ring.slots.alloc() else {
-        return i64::from(EBUSY.to_errno());
-    };
-    let index = page.index();
-    page.take();
-    let prp = prp::page((dma / PAGE_SIZE).wrapping_add(u64::from(index)));
+    let prp = prp::page((dma / PAGE_SIZE).wrapping_add(u64::from(page.index())));
     let slba = sector.wrapping_shr(u32::from(ns.sector_shift));
-    let blocks = u32::from(ns.page_more) + 1;
-    // SAFETY: By the caller's promise; the slot is new.
-    let tail = unsafe { ring.push(Sqe::read(slot, ns.nsid, slba, blocks, prp)) };
-    i64::from(slot) | i64::from(tail) << 16 | i64::from(index) << 32
+    // SAFETY: By the caller's promise nobody else uses this half.
+    let (submission, prepared) =
+        unsafe { (&mut *ring.submission.get(), &mut *ring.prepared.get()) };
+    let Some(sent) = prepared.take(ns.kind, prp.first, &ring.slots, submission) else {
+        // SAFETY: By the caller's promise.
+        return unsafe { ring.read_page(page, ns, slba, prp) };
+    };
+    // SAFETY: By the type invariant there is the rest of the entry. The controller does
+    // not look before the doorbell is written.
+    unsafe { ptr::write(*ring.slba.get(), slba.to_le()) };
+    page.take();
+    sent.bits() as i32
+}
+
+/// Prepares the next call of `lbio_ring_read_page` with the same arguments, while nobody
+/// waits for it. It may be of another kind, or never come.
+///
+/// # Safety
+///
+/// As for that, but that the pages need not be mapped.
+#[export]
+pub unsafe extern "C" fn lbio_ring_prepare_page(
+    ring: *mut bindings::lbio_ring,
+    chunk: *const bindings::lbio_chunk_state,
+    ns: *const bindings::lbio_ns,
+    dma: u64,
+) {
+    // SAFETY: By the caller's promise.
+    let ring = unsafe { &*ring.cast::<Ring>() };
+    // SAFETY: By the caller's promise.
+    let ns = unsafe { &*ns };
+    // SAFETY: By the caller's promise.
+    let Some(page) = unsafe { &*chunk.cast::<Chunk>() }.next() else {
+        return;
+    };
+    let prp = prp::page((dma / PAGE_SIZE).wrapping_add(u64::from(page.index())));
+    // SAFETY: By the caller's promise nobody else uses this half.
+    let (submission, prepared) = unsafe { (&*ring.submission.get(), &mut *ring.prepared.get()) };
+    let Some(next) = Prepared::new(ns.kind, prp.first, &ring.slots, submission) else {
+        return;
+    };
+    let sqe = Sqe::read(next.slot(), ns.nsid, 0, u32::from(ns.page_more) + 1, prp);
+    // SAFETY: By the caller's promise.
+    unsafe { *ring.slba.get() = ring.write(submission, &sqe) };
+    // INVARIANT: Both were just written.
+    *prepared = next;
 }
 
 /// Puts a read of `blocks` logical blocks from `slba` of namespace `nsid` into
@@ -270,22 +354,22 @@ pub unsafe extern "C" fn lbio_ring_submit(
     blocks: u32,
     dma: u64,
     pages: u32,
-) -> i64 {
+) -> i32 {
     const { assert!(prp::MAX_PAGES == bindings::LBIO_MAX_PAGES) };
     // SAFETY: By the caller's promise.
     let ring = unsafe { &*ring.cast::<Ring>() };
     let Some(slot) = ring.slots.alloc() else {
-        return i64::from(EBUSY.to_errno());
+        return EBUSY.to_errno();
     };
     // SAFETY: The slot is new.
     let list = || unsafe { ring.list(slot) };
     let Ok(prp) = prp::build(dma, pages, list) else {
         ring.slots.release(slot);
-        return i64::from(EINVAL.to_errno());
+        return EINVAL.to_errno();
     };
     // SAFETY: By the caller's promise; the slot is new.
     let tail = unsafe { ring.push(Sqe::read(slot, nsid, slba, blocks, prp)) };
-    i64::from(slot) | i64::from(tail) << 16
+    Sent::new(slot, tail).bits() as i32
 }
 
 /// Takes a slot, for `lbio_ring_write`: -EBUSY if all are in use.

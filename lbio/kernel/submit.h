@@ -269,19 +269,25 @@ static __always_inline bool lbio_submit_page(struct lbio_io *io,
 {
 	struct lbio_queue *queue = io->queue;
 	struct lbio_chunk *chunk;
-	s64 entry = -ENOMEM;
+	s32 entry = -ENOMEM;
 
 	spin_lock(&queue->sq_lock);
 	chunk = queue->chunk;
-	if (unlikely(!queue->live || !chunk || !lbio_may_use(chunk->pages[0])))
+	/* Only a queue that is live has one. */
+	if (unlikely(!chunk || !lbio_may_use(chunk->pages[0])))
 		goto unlock;
-	entry = lbio_ring_read_page(queue->ring, &chunk->state, chunk->dma, ns,
+	entry = lbio_ring_read_page(queue->ring, &chunk->state, ns, chunk->dma,
 				    sector);
 	if (unlikely(entry < 0))
 		goto unlock;
 	queue->sq_doorbell(queue->hw, entry >> 16);
-	lbio_note_pages(io, entry >> 32, 1);
+	lbio_note_pages(io, lbio_chunk_taken(&chunk->state) - 1, 1);
 	lbio_note_slot(io, entry, sector);
+	/* The next one is likely to be such a read, too. */
+	chunk = queue->chunk;
+	if (likely(chunk))
+		lbio_ring_prepare_page(queue->ring, &chunk->state, ns,
+				       chunk->dma);
 unlock:
 	spin_unlock(&queue->sq_lock);
 	return entry >= 0;
@@ -293,7 +299,7 @@ static inline bool lbio_submit(struct lbio_io *io, const struct lbio_ns *ns,
 {
 	struct lbio_queue *queue = io->queue;
 	unsigned int shift = ns->lba_shift;
-	s64 entry;
+	s32 entry;
 
 	entry = lbio_ring_submit(queue->ring, ns->nsid,
 				 sector >> (shift - SECTOR_SHIFT),

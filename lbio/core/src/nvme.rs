@@ -86,10 +86,13 @@ impl Sqe {
         Self::new(OPCODE_WRITE, cid, nsid, prp, dwords)
     }
 
-    /// The words that reads and writes may differ in. The others, the metadata
-    /// pointer among them, are zero in all that [`Self::read`] and [`Self::write`]
-    /// make: a queue of such commands that began as zeros has them already.
-    pub const VARYING: [usize; 5] = [6, 5, 4, 3, 0];
+    /// The words that reads and writes may differ in, but [`Self::SLBA`]. The others, the
+    /// metadata pointer among them, are zero in all that [`Self::read`] and
+    /// [`Self::write`] make: a queue of such commands that began as zeros has them already.
+    pub const VARYING: [usize; 4] = [6, 4, 3, 0];
+
+    /// The word of the first block of a read or write, and of nothing else.
+    pub const SLBA: usize = 5;
 
     /// The entry's eight words, to be stored in order at its place in the queue.
     #[inline]
@@ -222,7 +225,7 @@ mod tests {
         let read = Sqe::read(u16::MAX, u32::MAX, u64::MAX, u32::MAX, prp);
         let write = Sqe::write(u16::MAX, u32::MAX, u64::MAX, u32::MAX, prp, true);
         for (index, words) in read.words().iter().zip(write.words()).enumerate() {
-            let varies = Sqe::VARYING.contains(&index);
+            let varies = Sqe::VARYING.contains(&index) || index == Sqe::SLBA;
             assert_eq!(words != (&0, &0), varies, "{index}");
         }
     }

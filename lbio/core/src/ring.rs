@@ -44,15 +44,110 @@ impl Submission {
     /// owner of both to see to.
     #[inline]
     pub fn advance(&mut self) -> u16 {
-        let next = self.tail.wrapping_add(1);
-        self.tail = if next >= self.depth { 0 } else { next };
+        self.tail = self.next();
         self.tail
+    }
+
+    /// What [`Self::advance`] would return.
+    #[inline]
+    pub const fn next(&self) -> u16 {
+        let next = self.tail.wrapping_add(1);
+        if next >= self.depth { 0 } else { next }
     }
 
     /// As [`Self::advance`]; the entry's index, and the new value of the doorbell.
     #[inline]
     pub fn push(&mut self) -> (u16, u16) {
         (self.tail, self.advance())
+    }
+}
+
+/// A read of one page that lies in the submission ring where the next command goes,
+/// whole but for its first block: made while nobody waits, and sent when somebody asks
+/// for such a read.
+///
+/// Whether it is what is asked for is decided by what it was made of. All there is to
+/// remember is that another command took its place: [`Prepared::NONE`].
+#[derive(Clone, Copy, Debug)]
+pub struct Prepared {
+    kind: u64,
+    page: u64,
+    sent: Sent,
+}
+
+/// A command that is in the submission ring: its slot in bits 0..16, and the value of the
+/// tail doorbell that tells of it in bits 16..32, in one word that is handed around.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sent(u32);
+
+impl Sent {
+    /// The command in `slot` that `tail` tells of.
+    #[inline]
+    pub const fn new(slot: u16, tail: u16) -> Self {
+        Self(slot as u32 | (tail as u32) << 16)
+    }
+
+    /// Its slot.
+    #[inline]
+    pub const fn slot(self) -> u16 {
+        self.0 as u16
+    }
+
+    /// The value of the tail doorbell.
+    #[inline]
+    pub const fn tail(self) -> u16 {
+        (self.0 >> 16) as u16
+    }
+
+    /// Both, as above.
+    #[inline]
+    pub const fn bits(self) -> u32 {
+        self.0
+    }
+}
+
+impl Prepared {
+    /// None is prepared.
+    pub const NONE: Self = Self {
+        kind: 0,
+        page: 0,
+        sent: Sent(0),
+    };
+
+    /// A read into the page at bus address `page`, by the slot that is next, if there is
+    /// one, in the entry that is next. `kind` is not zero, and the same for reads that
+    /// differ in nothing but page and block.
+    #[inline]
+    pub fn new(kind: u64, page: u64, slots: &Slots, submission: &Submission) -> Option<Self> {
+        Some(Self {
+            kind,
+            page,
+            sent: Sent::new(slots.peek()?, submission.next()),
+        })
+    }
+
+    /// The slot that it is made for; nobody's yet.
+    #[inline]
+    pub const fn slot(&self) -> u16 {
+        self.sent.slot()
+    }
+
+    /// Takes it, its slot and its entry, if it is such a read and the slot still free.
+    #[inline]
+    pub fn take(
+        &mut self,
+        kind: u64,
+        page: u64,
+        slots: &Slots,
+        submission: &mut Submission,
+    ) -> Option<Sent> {
+        let sent = self.sent;
+        if self.kind != kind || self.page != page || !slots.alloc_at(sent.slot()) {
+            return None;
+        }
+        self.kind = Self::NONE.kind;
+        submission.tail = sent.tail();
+        Some(sent)
     }
 }
 

@@ -114,19 +114,38 @@ impl Slots {
         }
     }
 
+    /// The slot that [`Self::alloc`] would take.
+    #[inline]
+    pub fn peek(&self) -> Option<u16> {
+        let free = NonZeroU64::new(self.free.load(Relaxed))?;
+        Some(free.trailing_zeros() as u16)
+    }
+
+    /// As [`Self::alloc`], of `slot`, which [`Self::peek`] said. Whether it is free still.
+    #[inline]
+    pub fn alloc_at(&self, slot: u16) -> bool {
+        let index = usize::from(slot) % STATES;
+        let bit = 1u64 << index;
+        // Never, as there are so many.
+        let Some(state) = self.states.get(index) else {
+            return false;
+        };
+        // Acquire: after the last owner's release of this slot.
+        if self.free.fetch_and(!bit, Acquire) & bit == 0 {
+            return false;
+        }
+        state.store(FLYING, Relaxed);
+        true
+    }
+
     /// Takes a free slot; its command is in flight from now on. `None` if all
     /// are in use.
     #[inline]
     pub fn alloc(&self) -> Option<u16> {
         loop {
-            let free = NonZeroU64::new(self.free.load(Relaxed))?;
-            let index = free.trailing_zeros();
-            let state = self.states.get(index as usize)?;
-            let bit = 1 << index;
-            // Acquire: after the last owner's release of this slot.
-            if self.free.fetch_and(!bit, Acquire) & bit != 0 {
-                state.store(FLYING, Relaxed);
-                return Some(index as u16);
+            let slot = self.peek()?;
+            if self.alloc_at(slot) {
+                return Some(slot);
             }
         }
     }

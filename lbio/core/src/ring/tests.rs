@@ -7,6 +7,7 @@ use crate::nvme::{
     Prp,
     Sqe, //
 };
+use crate::prp;
 use crate::slots::{
     CANCELLED,
     MAX_SLOTS, //
@@ -39,6 +40,8 @@ struct Controller {
     /// Completions that the host has not acknowledged by its doorbell.
     unseen: u16,
     fetched: VecDeque<(u16, u64)>,
+    /// Words of the command that was fetched last.
+    last: [u64; 8],
 }
 
 impl Controller {
@@ -49,6 +52,7 @@ impl Controller {
             phase: true,
             unseen: 0,
             fetched: VecDeque::new(),
+            last: [0; 8],
         }
     }
 
@@ -57,6 +61,7 @@ impl Controller {
             let words = memory.sq[usize::from(self.sq_head)];
             let cid = (u64::from_le(words[0]) >> 16) as u16;
             self.fetched.push_back((cid, u64::from_le(words[5])));
+            self.last = words;
             self.sq_head = (self.sq_head + 1) % memory.sq.len() as u16;
         }
     }
@@ -79,6 +84,7 @@ impl Controller {
 /// The host's side under test, with the commands it waits for.
 struct Host {
     submission: Submission,
+    prepared: Prepared,
     completion: Completion,
     slots: Slots,
     waiting: BTreeMap<u16, u64>,
@@ -88,6 +94,7 @@ impl Host {
     fn new(depth: u16) -> Self {
         Self {
             submission: Submission::new(depth),
+            prepared: Prepared::NONE,
             completion: Completion::new(depth, SQ_ID),
             slots: Slots::new(usize::from(depth) - 1),
             waiting: BTreeMap::new(),
@@ -98,11 +105,59 @@ impl Host {
         let Some(slot) = self.slots.alloc() else {
             return false;
         };
+        self.push(
+            memory,
+            controller,
+            Sqe::read(slot, 1, lba, 8, Prp::default()),
+            lba,
+        );
+        true
+    }
+
+    fn push(&mut self, memory: &mut Memory, controller: &mut Controller, sqe: Sqe, lba: u64) {
+        let slot = (u64::from_le(sqe.words()[0]) >> 16) as u16;
+        self.prepared = Prepared::NONE;
         let (at, tail) = self.submission.push();
-        memory.sq[usize::from(at)] = *Sqe::read(slot, 1, lba, 8, Prp::default()).words();
+        memory.sq[usize::from(at)] = *sqe.words();
         controller.doorbell(memory, tail);
         assert!(self.waiting.insert(slot, lba).is_none(), "slot used twice");
-        true
+    }
+
+    /// Prepares a read of namespace `nsid` into `page`.
+    fn prepare(&mut self, memory: &mut Memory, nsid: u32, page: u64) {
+        let kind = u64::from(nsid);
+        if let Some(next) = Prepared::new(kind, page, &self.slots, &self.submission) {
+            memory.sq[usize::from(self.submission.tail())] =
+                *Sqe::read(next.slot(), nsid, 0, 8, prp::page(page / 4096)).words();
+            self.prepared = next;
+        }
+    }
+
+    /// Reads of namespace `nsid` into `page`, by what is prepared if it is that. Says
+    /// whether it was, if there was a slot.
+    fn read(
+        &mut self,
+        memory: &mut Memory,
+        controller: &mut Controller,
+        (nsid, page): (u32, u64),
+        lba: u64,
+    ) -> Option<bool> {
+        let at = usize::from(self.submission.tail());
+        let kind = u64::from(nsid);
+        let taken = self
+            .prepared
+            .take(kind, page, &self.slots, &mut self.submission);
+        if let Some(sent) = taken {
+            memory.sq[at][Sqe::SLBA] = lba.to_le();
+            controller.doorbell(memory, sent.tail());
+            let old = self.waiting.insert(sent.slot(), lba);
+            assert!(old.is_none(), "slot used twice");
+        } else {
+            let slot = self.slots.alloc()?;
+            let sqe = Sqe::read(slot, nsid, lba, 8, prp::page(page / 4096));
+            self.push(memory, controller, sqe, lba);
+        }
+        Some(taken.is_some())
     }
 
     /// Reaps; what was no command's completion.
@@ -139,6 +194,10 @@ impl Host {
 #[derive(Clone, Debug)]
 enum Step {
     Submit,
+    /// Prepare a read: namespace and page.
+    Prepare(u32, u64),
+    /// One of a page, prepared or not.
+    Read(u32, u64),
     /// Complete one fetched command, any one, with a status.
     Complete(prop::sample::Index, u16),
     /// Post garbage: an entry of another queue, or an id out of thin air.
@@ -153,7 +212,9 @@ fn step() -> impl Strategy<Value = Step> {
     let code = prop_oneof![3 => Just(0u16), 1 => 1u16..0x7fff];
     let id = prop_oneof![0u16..80, Just(u16::MAX)];
     prop_oneof![
-        6 => Just(Step::Submit),
+        3 => Just(Step::Submit),
+        4 => (1u32..3, 0u64..3).prop_map(|(n, p)| Step::Prepare(n, p * 4096)),
+        4 => (1u32..3, 0u64..3).prop_map(|(n, p)| Step::Read(n, p * 4096)),
         6 => (any::<prop::sample::Index>(), code).prop_map(|(i, c)| Step::Complete(i, c)),
         1 => (prop_oneof![Just(SQ_ID), any::<u16>()], id).prop_map(|(s, c)| Step::Garbage(s, c)),
         4 => Just(Step::Reap),
@@ -183,6 +244,18 @@ proptest! {
                     let sent = host.submit(&mut memory, &mut controller, next_lba);
                     prop_assert_eq!(sent, expected.len() < usize::from(depth) - 1);
                     if sent {
+                        expected.insert(next_lba, None);
+                        next_lba += 1;
+                    }
+                }
+                Step::Prepare(nsid, page) => host.prepare(&mut memory, nsid, page),
+                Step::Read(nsid, page) => {
+                    let sent = host.read(&mut memory, &mut controller, (nsid, page), next_lba);
+                    prop_assert_eq!(sent.is_some(), expected.len() < usize::from(depth) - 1);
+                    if sent.is_some() {
+                        let &(cid, _) = controller.fetched.back().unwrap();
+                        let whole = Sqe::read(cid, nsid, next_lba, 8, prp::page(page / 4096));
+                        prop_assert_eq!(&controller.last, whole.words());
                         expected.insert(next_lba, None);
                         next_lba += 1;
                     }
@@ -222,6 +295,7 @@ proptest! {
                     controller = Controller::new();
                     memory.cq.fill(Cqe::default());
                     host.submission = Submission::new(depth);
+                    host.prepared = Prepared::NONE;
                     host.completion = Completion::new(depth, SQ_ID);
                     for (lba, code) in host.finish() {
                         let posted = expected.remove(&lba);
@@ -257,6 +331,41 @@ proptest! {
             }
         }
     }
+}
+
+#[test]
+fn test_take_only_such_a_read_while_its_slot_is_free() {
+    let mut memory = Memory {
+        sq: vec![[0; 8]; 4],
+        cq: vec![Cqe::default(); 4],
+    };
+    let mut controller = Controller::new();
+    let mut host = Host::new(4);
+    // Another page, another namespace: made from the beginning.
+    for (asked, taken) in [((1, 4096), true), ((1, 8192), false), ((2, 4096), false)] {
+        let mut host = Host::new(4);
+        host.prepare(&mut memory, 1, 4096);
+        let mut controller = Controller::new();
+        let read = host.read(&mut memory, &mut controller, asked, 77);
+        assert_eq!(read, Some(taken), "{asked:?}");
+    }
+    // Only once.
+    host.prepare(&mut memory, 1, 4096);
+    assert_eq!(
+        host.read(&mut memory, &mut controller, (1, 4096), 5),
+        Some(true)
+    );
+    assert_eq!(
+        host.read(&mut memory, &mut controller, (1, 4096), 6),
+        Some(false)
+    );
+    // Somebody else, who fills his entry in later, took the slot.
+    host.prepare(&mut memory, 1, 4096);
+    assert!(host.slots.alloc().is_some());
+    assert_eq!(host.read(&mut memory, &mut controller, (1, 4096), 7), None);
+    // None is free.
+    host.prepare(&mut memory, 2, 4096);
+    assert_eq!(host.read(&mut memory, &mut controller, (2, 4096), 8), None);
 }
 
 #[test]
