@@ -73,8 +73,8 @@
 //! waits for itself.
 //!
 //! Locks, outermost first: those of configfs, a device's configuration, seats, a seat, buffers,
-//! written blocks, and decoded ones ([`cache`]). The last three are taken on the way of I/O, the last
-//! one by who needs memory, too, so that none is allocated under it.
+//! written blocks, and decoded ones ([`cache`]). The last three are taken on the way of I/O, the
+//! last one by who needs memory, too, so that none is allocated under it.
 //!
 //! [`mq::Request::submitter_waits`]: kernel::block::mq::Request::submitter_waits
 //! [`mq::in_submitter`]: kernel::block::mq::in_submitter

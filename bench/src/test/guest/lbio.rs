@@ -25,7 +25,8 @@ pub(super) fn serves_reads(f: &mut Fixture) -> Result<()> {
 pub(super) fn sleeps(f: &mut Fixture) -> Result<()> {
     f.mount("aios", true, 0)?;
     f.sh("cat /mnt/t/data >/dev/null")?;
-    let slept = f.lbio_during("slept", |f| f.read(200, "").map(drop))?;
+    // So slow that the answer is not there when the reader comes to wait for it.
+    let slept = f.lbio_during("slept", |f| f.read_at(200, "", 2).map(drop))?;
     check(slept >= 150, || {
         format!("200 reads without spinning, {slept} asleep")
     })
@@ -233,7 +234,10 @@ pub(super) fn leaves_other_faults_alone(f: &mut Fixture) -> Result<()> {
 /// Without spinning each fault drops its lock, and is made again.
 pub(super) fn faults_sleep(f: &mut Fixture) -> Result<()> {
     f.mount("aios", true, 0)?;
-    let slept = f.lbio_during("slept", |f| f.sh(FAULTS).map(drop))?;
+    f.set_latency(2)?;
+    let slept = f.lbio_during("slept", |f| f.sh(FAULTS).map(drop));
+    f.set_latency(0)?;
+    let slept = slept?;
     check(slept >= 600, || format!("900 faults, {slept} asleep"))
 }
 
