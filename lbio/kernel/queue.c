@@ -127,14 +127,14 @@ irqreturn_t lbio_irq(int irq, void *data)
 {
 	struct lbio_queue *queue = data;
 	struct lbio_write *written;
-	unsigned long flags;
 
-	spin_lock_irqsave(&queue->cq_lock, flags);
+	/* Interrupts are disabled, in a thread of the handler's, too. */
+	spin_lock(&queue->cq_lock);
 	__lbio_reap(queue);
 	written = lbio_take_written(queue);
 	if (unlikely(queue->irq_cpu != smp_processor_id()))
 		WRITE_ONCE(queue->irq_cpu, smp_processor_id());
-	spin_unlock_irqrestore(&queue->cq_lock, flags);
+	spin_unlock(&queue->cq_lock);
 	if (unlikely(written))
 		lbio_end_writes(written);
 	return IRQ_HANDLED;
