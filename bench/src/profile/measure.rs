@@ -32,7 +32,6 @@ use aios_insn_plugin::report::{
     SCHEMA, //
 };
 use indicatif::ProgressBar;
-use std::fs;
 use std::path::{
     Path,
     PathBuf, //
@@ -141,7 +140,7 @@ pub(crate) fn count(
         bar.set_prefix(stack.name());
         let counted = until_clean(setup, |seed| {
             guest.sh(&script(stack, setup, seed), TIMEOUT)?;
-            read(&out)
+            plugin::take_counts(&out, SCHEMA)
         })
         .map_err(|error| error.context(format!("{} on {}", setup.workload.name(), stack.name())))?;
         reports.push((stack, counted));
@@ -232,24 +231,6 @@ fn script(stack: Stack, setup: &Setup<'_>, seed: u64) -> String {
     )
 }
 
-/// Reads what the plugin wrote, and takes it away for the next to write.
-fn read(out: &Path) -> Result<Report> {
-    let text = fs::read_to_string(out).map_err(|source| {
-        Error::new(format!("the plugin wrote no counts: {source}"))
-            .hint("see the guest's log and QEMU's messages in it")
-    })?;
-    fs::remove_file(out).at("remove", out)?;
-    let wrong = |what: String| {
-        Error::new(format!("the plugin's counts cannot be read: {what}"))
-            .hint("plugin and program are of different versions: build both from one checkout")
-    };
-    let report: Report = serde_json::from_str(&text).map_err(|error| wrong(error.to_string()))?;
-    if report.schema != SCHEMA {
-        return Err(wrong(format!("their schema is {}", report.schema)));
-    }
-    Ok(report)
-}
-
 #[cfg(test)]
 mod tests {
     use super::super::schema::tests::report;
@@ -311,28 +292,6 @@ mod tests {
             "{:?}",
             config.qemu
         );
-    }
-
-    #[test]
-    fn test_read_missing_or_foreign_counts_says_so() {
-        let dir = tempfile::tempdir().unwrap();
-        let out = dir.path().join("counts.json");
-        assert!(read(&out).unwrap_err().what().contains("no counts"));
-        fs::write(&out, "{}").unwrap();
-        assert!(read(&out).unwrap_err().what().contains("cannot be read"));
-        let mut other = report(100, 10);
-        other.schema = 9;
-        fs::write(&out, serde_json::to_string(&other).unwrap()).unwrap();
-        assert!(read(&out).unwrap_err().what().contains("schema is 9"));
-    }
-
-    #[test]
-    fn test_read_takes_the_counts_away() {
-        let dir = tempfile::tempdir().unwrap();
-        let out = dir.path().join("counts.json");
-        fs::write(&out, serde_json::to_string(&report(100, 10)).unwrap()).unwrap();
-        assert_eq!(clean(&read(&out).unwrap()), 100);
-        assert!(!out.exists(), "the next must not read the same");
     }
 
     fn runs(clean: u64) -> (Result<Report>, Vec<u64>) {

@@ -8,6 +8,8 @@ use crate::error::{
     Result, //
 };
 use crate::process::Tool;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
 use std::fs;
 use std::path::{
     Path,
@@ -43,6 +45,27 @@ pub(crate) fn qemu_args(plugin: &Path, map: &Path, out: &Path, rules: &str) -> R
     Ok(vec!["-plugin".to_owned(), argument])
 }
 
+/// Reads what the plugin wrote to `out` in that schema, and takes it away for the next
+/// to write.
+pub(crate) fn take_counts<T: DeserializeOwned>(out: &Path, schema: u32) -> Result<T> {
+    let text = fs::read_to_string(out).map_err(|source| {
+        Error::new(format!("the plugin wrote no counts: {source}"))
+            .hint("see the guest's log and QEMU's messages in it")
+    })?;
+    fs::remove_file(out).at("remove", out)?;
+    let wrong = |what: String| {
+        Error::new(format!("the plugin's counts cannot be read: {what}"))
+            .hint("plugin and program are of different versions: build both from one checkout")
+    };
+    let counts: Value = serde_json::from_str(&text).map_err(|error| wrong(error.to_string()))?;
+    match counts.get("schema").and_then(Value::as_u64) {
+        Some(found) if found == u64::from(schema) => {}
+        Some(found) => return Err(wrong(format!("their schema is {found}"))),
+        None => return Err(wrong("they have no schema".to_owned())),
+    }
+    serde_json::from_value(counts).map_err(|error| wrong(error.to_string()))
+}
+
 /// A path as part of a QEMU option: commas doubled.
 fn option(path: &Path) -> Result<String> {
     let text = path.to_str().ok_or_else(|| {
@@ -55,6 +78,7 @@ fn option(path: &Path) -> Result<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::collections::BTreeMap;
     use std::ffi::OsStr;
     use std::os::unix::ffi::OsStrExt;
 
@@ -70,6 +94,29 @@ mod tests {
             args.unwrap(),
             ["-plugin", "/a,,b.so,map=/map,out=/out,commands=1"]
         );
+    }
+
+    #[test]
+    fn test_take_counts_missing_or_foreign_says_so() {
+        let dir = tempfile::tempdir().unwrap();
+        let out = dir.path().join("counts.json");
+        let taken = |text: &str| {
+            fs::write(&out, text).unwrap();
+            take_counts::<BTreeMap<String, u32>>(&out, 3)
+        };
+        for (text, what) in [
+            ("", "cannot be read"),
+            ("{}", "no schema"),
+            (r#"{ "schema": 9 }"#, "schema is 9"),
+            (r#"{ "schema": 3, "more": "x" }"#, "cannot be read"),
+        ] {
+            let error = taken(text).unwrap_err();
+            assert!(error.what().contains(what), "{text}: {}", error.what());
+        }
+        assert_eq!(taken(r#"{ "schema": 3, "more": 5 }"#).unwrap()["more"], 5);
+        // The next must not read the same.
+        let gone = take_counts::<Value>(&out, 3).unwrap_err();
+        assert!(gone.what().contains("no counts"), "{}", gone.what());
     }
 
     #[test]

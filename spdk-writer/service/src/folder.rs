@@ -182,7 +182,7 @@ impl Folder for Directory {
         file.write_all_at(bytes, 0)
     }
 
-    #[allow(unsafe_code, reason = "there is no safe one")]
+    #[expect(unsafe_code, reason = "there is no safe one")]
     fn begin_sync(&self, file: &mut File) {
         // Blocks are allocated now, and so are part of the next commit of the file
         // system's journal. What fails here fails again when it is synced.

@@ -23,7 +23,6 @@ use crate::compare::fio;
 use crate::context::Context;
 use crate::device::Latency;
 use crate::error::{
-    Error,
     IoContext,
     Result, //
 };
@@ -34,7 +33,6 @@ use aios_insn_plugin::whole::{
     SCHEMA,
     WholeReport, //
 };
-use std::fs;
 use std::path::Path;
 
 /// Functions to keep of each.
@@ -106,7 +104,11 @@ pub(super) fn count(
                 return Ok(Vec::new());
             }
             guest.script(contender, &script(*reads))?;
-            counted.push(instructions(*reads, contender, read(&out)?));
+            counted.push(instructions(
+                *reads,
+                contender,
+                profile::plugin::take_counts(&out, SCHEMA)?,
+            ));
             bar.inc(1);
         }
     }
@@ -122,19 +124,6 @@ fn script(reads: Reads) -> String {
          {GUEST_BINARY} work {args} --file {MOUNT}/{} --ops {ops} --warmup {WARMUP} --seed 1\n",
         fio::DATA
     )
-}
-
-/// Reads what the plugin wrote, and takes it away for the next to write.
-fn read(out: &Path) -> Result<WholeReport> {
-    let text = fs::read_to_string(out).at("read the plugin's counts from", out)?;
-    fs::remove_file(out).at("remove", out)?;
-    serde_json::from_str(&text)
-        .ok()
-        .filter(|report: &WholeReport| report.schema == SCHEMA)
-        .ok_or_else(|| {
-            Error::new("the plugin's counts cannot be read")
-                .hint("plugin and program are of different versions: build both from one checkout")
-        })
 }
 
 fn instructions(reads: Reads, contender: Contender, report: WholeReport) -> Instructions {
@@ -187,15 +176,5 @@ mod tests {
         let found = instructions(ALL[0], Contender::Ublk, report);
         assert_eq!((found.kernel, found.programs), (10.0, 2.0));
         assert_eq!(found.functions[0].insns, 0.5);
-    }
-
-    #[test]
-    fn test_read_foreign_counts_says_so() {
-        let dir = tempfile::tempdir().unwrap();
-        let out = dir.path().join("counts.json");
-        assert!(read(&out).is_err());
-        fs::write(&out, "{}").unwrap();
-        assert!(read(&out).unwrap_err().what().contains("cannot be read"));
-        assert!(!out.exists(), "the next must not read the same");
     }
 }

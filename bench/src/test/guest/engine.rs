@@ -39,12 +39,12 @@ use crate::test::suite::{
     check, //
 };
 use aios_guest::GUEST_BINARY;
-use aios_insn_plugin::whole::WholeReport;
-use serde_json::Value;
-use std::fs::{
-    self,
-    File, //
+use aios_insn_plugin::whole::{
+    SCHEMA,
+    WholeReport, //
 };
+use serde_json::Value;
+use std::fs::File;
 use std::path::PathBuf;
 use std::thread::sleep;
 use std::time::{
@@ -357,11 +357,7 @@ fn cost(ctx: &Context) -> Result<Outcome> {
                 Some(Ok(report)) => report,
                 _ => return Err(Error::new(format!("no JSON: {text:?}"))),
             };
-            let text = fs::read_to_string(&counts).at("read the plugin's counts from", &counts)?;
-            fs::remove_file(&counts).at("remove", &counts)?;
-            let counted: WholeReport = serde_json::from_str(&text)
-                .map_err(|error| Error::new(format!("the plugin's counts: {error}")))?;
-            whole.push(counted);
+            whole.push(profile::plugin::take_counts(&counts, SCHEMA)?);
         }
         let [small, large] = &whole[..] else {
             unreachable!("two lengths were written");
