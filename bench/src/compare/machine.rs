@@ -5,7 +5,11 @@ use crate::error::{
     IoContext,
     Result, //
 };
-use crate::report::schema::Machine;
+use crate::process::find_on_path;
+use crate::report::schema::{
+    Machine,
+    Tool, //
+};
 use sha2::{
     Digest,
     Sha256, //
@@ -40,6 +44,30 @@ fn value(text: &str, key: &str, separator: char) -> String {
         .find(|(name, _)| name.trim() == key)
         .map(|(_, value)| value.trim().trim_matches('"').to_owned())
         .unwrap_or_default()
+}
+
+/// A tool that numbers depend on: its name, its program, and the option that has it say
+/// its version.
+pub(crate) type Program = (&'static str, &'static str, &'static str);
+
+pub(crate) const DB_BENCH: Program = ("db_bench", "db_bench", "--version");
+pub(crate) const FIO: Program = ("fio", "fio", "--version");
+pub(crate) const MKE2FS: Program = ("mke2fs", "mke2fs", "-V");
+pub(crate) const MKFS_EROFS: Program = ("mkfs.erofs", "mkfs.erofs", "-V");
+pub(crate) const MKSQUASHFS: Program = ("mksquashfs", "mksquashfs", "-version");
+pub(crate) const QEMU: Program = ("QEMU", "qemu-system-x86_64", "--version");
+
+/// The versions of those that are there.
+pub(crate) fn versions(programs: &[Program]) -> Vec<Tool> {
+    programs
+        .iter()
+        .filter_map(|(name, program, option)| {
+            Some(Tool {
+                name: (*name).to_owned(),
+                version: tool_version(&find_on_path(program)?, option),
+            })
+        })
+        .collect()
 }
 
 /// The first line that a tool prints of itself, on whichever output.

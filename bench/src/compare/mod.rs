@@ -51,7 +51,6 @@ use crate::setup::Need;
 use crate::stack::Wait;
 use emulated::Emulated;
 use host::Host;
-use machine::tool_version;
 use output::Output;
 use schedule::{
     Plan,
@@ -474,19 +473,9 @@ fn tools() -> Result<Tools> {
 
 /// All that is known before the run.
 fn provenance(args: &Args, plan: Plan) -> Result<Provenance> {
-    let tool = |name: &str, program: &str, option: &str| {
-        Some(report::schema::Tool {
-            name: name.to_owned(),
-            version: tool_version(&find_on_path(program)?, option),
-        })
-    };
-    let mut tools = vec![
-        tool("fio", "fio", "--version"),
-        tool("db_bench", "db_bench", "--version"),
-        tool("mke2fs", "mke2fs", "-V"),
-    ];
+    let mut programs = vec![machine::FIO, machine::DB_BENCH, machine::MKE2FS];
     if args.host.is_none() {
-        tools.push(tool("QEMU", "qemu-system-x86_64", "--version"));
+        programs.push(machine::QEMU);
     }
     Ok(Provenance {
         aios: env!("CARGO_PKG_VERSION").to_owned(),
@@ -497,7 +486,7 @@ fn provenance(args: &Args, plan: Plan) -> Result<Provenance> {
         pairs: plan.pairs,
         quick: args.quick,
         machine: machine::describe(),
-        tools: tools.into_iter().flatten().collect(),
+        tools: machine::versions(&programs),
         kernels: Vec::new(),
         guest: None,
         host: None,

@@ -12,10 +12,7 @@ use super::fio::{
     Job,
     Mode, //
 };
-use super::machine::{
-    self,
-    tool_version, //
-};
+use super::machine;
 use super::output::Output;
 use super::sample::Measured;
 use super::schedule::interrupted;
@@ -59,7 +56,6 @@ use crate::kernel::{
     Variant, //
 };
 use crate::obd_tool;
-use crate::process::find_on_path;
 use crate::report;
 use crate::report::schema::{
     Kernel,
@@ -319,7 +315,7 @@ pub(super) fn run(ctx: &Context, options: &Options<'_>) -> Result<u8> {
         pairs: options.pairs,
         quick: options.quick,
         machine: machine::describe(),
-        tools: versions(),
+        tools: machine::versions(&[machine::FIO, machine::MKE2FS, machine::QEMU]),
         kernel: Kernel {
             name: "patched".to_owned(),
             release: shared.guest.sh("uname -r", GRACE)?.trim().to_owned(),
@@ -649,22 +645,6 @@ fn table(results: &Results, colour: bool) -> String {
     table.push('\n');
     table.push_str(&aligned(&rows, false));
     table
-}
-
-fn versions() -> Vec<Tool> {
-    [
-        ("fio", "fio", "--version"),
-        ("mke2fs", "mke2fs", "-V"),
-        ("QEMU", "qemu-system-x86_64", "--version"),
-    ]
-    .into_iter()
-    .filter_map(|(name, program, option)| {
-        Some(Tool {
-            name: name.to_owned(),
-            version: tool_version(&find_on_path(program)?, option),
-        })
-    })
-    .collect()
 }
 
 /// Prints what would run.

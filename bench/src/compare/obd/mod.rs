@@ -18,10 +18,7 @@ use super::fio::{
     Job,
     Mode, //
 };
-use super::machine::{
-    self,
-    tool_version, //
-};
+use super::machine;
 use super::output::Output;
 use super::schedule::interrupted;
 use super::script::Tools;
@@ -50,12 +47,8 @@ use crate::kernel::{
     Variant, //
 };
 use crate::obd_tool;
-use crate::process::find_on_path;
 use crate::report;
-use crate::report::schema::{
-    Kernel,
-    Tool, //
-};
+use crate::report::schema::Kernel;
 use crate::setup::{
     self,
     Need, //
@@ -177,7 +170,13 @@ pub(super) fn run(ctx: &Context, options: &Options<'_>) -> Result<u8> {
         file_mib: sizing.file_mib,
         image_bytes: sizes(&images)?,
         machine: machine::describe(),
-        tools: versions(),
+        tools: machine::versions(&[
+            machine::FIO,
+            machine::MKE2FS,
+            machine::MKFS_EROFS,
+            machine::MKSQUASHFS,
+            machine::QEMU,
+        ]),
         kernel: Kernel {
             name: "patched".to_owned(),
             release: guest.release()?,
@@ -309,24 +308,6 @@ fn sizes(images: &Images) -> Result<Vec<u64>> {
         .iter()
         .map(|image| Ok(fs::metadata(image).at("look at", image)?.len()))
         .collect()
-}
-
-fn versions() -> Vec<Tool> {
-    [
-        ("fio", "fio", "--version"),
-        ("mke2fs", "mke2fs", "-V"),
-        ("mkfs.erofs", "mkfs.erofs", "-V"),
-        ("mksquashfs", "mksquashfs", "-version"),
-        ("QEMU", "qemu-system-x86_64", "--version"),
-    ]
-    .into_iter()
-    .filter_map(|(name, program, option)| {
-        Some(Tool {
-            name: name.to_owned(),
-            version: tool_version(&find_on_path(program)?, option),
-        })
-    })
-    .collect()
 }
 
 /// Prints what would run.

@@ -15,10 +15,7 @@ mod plan;
 mod schema;
 mod table;
 
-use super::machine::{
-    self,
-    tool_version, //
-};
+use super::machine;
 use super::output::Output;
 use super::schedule::interrupted;
 use crate::context::Context;
@@ -30,12 +27,8 @@ use crate::guest::{
     interrupt, //
 };
 use crate::kernel::Flavour;
-use crate::process::find_on_path;
 use crate::report;
-use crate::report::schema::{
-    Kernel as KernelInfo,
-    Tool, //
-};
+use crate::report::schema::Kernel as KernelInfo;
 use crate::setup::{
     self,
     Need, //
@@ -106,7 +99,7 @@ pub(super) fn run(ctx: &Context, options: &Options<'_>) -> Result<u8> {
         seed: plan.seed,
         repeats: plan.repeats,
         machine: Some(machine::describe()),
-        tools: tools(),
+        tools: machine::versions(&[machine::QEMU, machine::MKE2FS, machine::DB_BENCH]),
         kernels: kernels_info(&kernels, &measured)?,
         qemu: measured.qemu,
     };
@@ -251,22 +244,6 @@ fn on_kernel(
     }
     measured.complete = true;
     Ok(measured)
-}
-
-fn tools() -> Vec<Tool> {
-    [
-        ("QEMU", "qemu-system-x86_64", "--version"),
-        ("mke2fs", "mke2fs", "-V"),
-        ("db_bench", "db_bench", "--version"),
-    ]
-    .into_iter()
-    .filter_map(|(name, program, option)| {
-        Some(Tool {
-            name: name.to_owned(),
-            version: tool_version(&find_on_path(program)?, option),
-        })
-    })
-    .collect()
 }
 
 fn kernels_info(kernels: &[Kernel], measured: &Measured) -> Result<Vec<KernelInfo>> {
