@@ -19,6 +19,7 @@ use kernel::{
     fs::{
         file::{
             flags,
+            DirectAlignment,
             File, //
         },
         path::{
@@ -50,6 +51,8 @@ const CONFIGFS_MAGIC: u64 = bindings::CONFIGFS_MAGIC as u64;
 pub(crate) struct Blob {
     file: ARef<File>,
     size: u64,
+    /// How it is read past the page cache, if it is a regular file that can be.
+    direct: Option<DirectAlignment>,
     origin: Arc<Origin>,
 }
 
@@ -81,6 +84,10 @@ impl Blob {
         }
         let blob = Self {
             size: file.size(),
+            direct: match file_type {
+                FileType::Regular => file.direct_alignment(),
+                _ => None,
+            },
             file,
             origin: Origin::new()?,
         };
@@ -128,13 +135,33 @@ impl Blob {
         self.file.block_device()
     }
 
-    /// Bytes of which it is read whole multiples: the logical blocks of a device. 1 for a file, and
-    /// for devices whose blocks are too large for that.
+    /// Bytes of which it is read whole multiples: the logical blocks of a device, or of what a file
+    /// is on. 1 if those are too large, and for files that are read through the page cache alone.
     fn granule(&self) -> usize {
-        match self.device().map(BlockDevice::logical_block_size) {
-            Some(size) if size <= SLACK / 2 => size,
-            _ => 1,
-        }
+        let size = match self.device() {
+            Some(device) => Some(device.logical_block_size()),
+            None => self.direct.map(|alignment| alignment.blocks),
+        };
+        size.filter(|size| *size <= SLACK / 2).unwrap_or(1)
+    }
+
+    /// Reads from a file past the page cache, if it is aligned as that needs, and returns whether
+    /// the first `least` bytes are in `buf`: what is rounded up may go beyond the end of the file.
+    ///
+    /// Whatever else comes in between, such as a lock, is no error: the page cache has no need of
+    /// any of that.
+    fn read_direct(&self, offset: u64, buf: &mut [u8], least: usize) -> bool {
+        let Some(alignment) = self.direct else {
+            return false;
+        };
+        let blocks = alignment.blocks - 1;
+        offset & blocks as u64 == 0
+            && buf.len() & blocks == 0
+            && buf.as_ptr().addr() & (alignment.memory - 1) == 0
+            && self
+                .file
+                .read_direct(buf, offset)
+                .is_ok_and(|got| got >= least)
     }
 
     /// The device that it is on, and the blocks of it around `len` bytes at `offset`, if they are
@@ -149,6 +176,22 @@ impl Blob {
     fn read_pages(device: &BlockDevice, blocks: Blocks) -> Option<Pages> {
         let pages = blocks.len.div_ceil(PAGE_SIZE);
         lbio::read(device, blocks.start >> SECTOR_SHIFT, pages)
+    }
+
+    /// Fills `buf` from `offset` on, through the page cache.
+    fn read_cached(&self, offset: u64, buf: &mut [u8]) -> Result<(), ReadError> {
+        let mut at = offset;
+        let mut rest = buf;
+        while !rest.is_empty() {
+            let got = self.file.read_at_unchecked(rest, at).map_err(ReadError)?;
+            if got == 0 {
+                // The file was cut.
+                return Err(ReadError(ENODATA));
+            }
+            at += got as u64;
+            rest = rest.get_mut(got..).unwrap_or_default();
+        }
+        Ok(())
     }
 
     /// A device may be larger than the zfile on it, which says how long it is if its header was
@@ -174,25 +217,22 @@ impl Source for Blob {
                 return device.read(sector, buf).map_err(ReadError);
             }
         }
-        let mut at = offset;
-        let mut rest = buf;
-        while !rest.is_empty() {
-            let got = self.file.read_at_unchecked(rest, at).map_err(ReadError)?;
-            if got == 0 {
-                // The file was cut.
-                return Err(ReadError(ENODATA));
-            }
-            at += got as u64;
-            rest = rest.get_mut(got..).unwrap_or_default();
+        if self.read_direct(offset, buf, buf.len()) {
+            return Ok(());
         }
-        Ok(())
+        self.read_cached(offset, buf)
     }
 
-    /// From a device, reads the blocks around it: what is compressed is never aligned.
+    /// Past the page cache, reads the blocks around it: what is compressed is never aligned.
     fn read_around(&self, offset: u64, len: usize, room: &mut [u8]) -> Result<usize, ReadError> {
         let blocks = Blocks::around(offset, len, self.granule());
         let room = room.get_mut(..blocks.len).ok_or(ReadError(EINVAL))?;
-        self.read_exact_at(blocks.start, room)?;
+        if self.device().is_some() {
+            self.read_exact_at(blocks.start, room)?;
+        } else if !self.read_direct(blocks.start, room, blocks.skip + len) {
+            let wanted = room.get_mut(blocks.skip..blocks.skip + len);
+            self.read_cached(offset, wanted.ok_or(ReadError(EINVAL))?)?;
+        }
         Ok(blocks.skip)
     }
 

@@ -41,10 +41,12 @@
 //! served by workers if that is a device of this kind, too. Whoever is beneath on the
 //! stack may have locks of its own file system; it would have them while it waits for a
 //! worker, too. Those of the blobs' are taken under them, which is the order of the
-//! layers, and no blob is written to. Blobs on block devices are read past the page
-//! cache, by bios of this module's own, so nothing is locked at all; only then is read
-//! ahead served like this, whose submitter has locks that blobs in files need, too,
-//! those of other inodes.
+//! layers, and no blob is written to. Blobs are read past the page cache: those in files
+//! if the file system can do that without waiting for its inode's lock, which may be of
+//! the same class as one beneath on the stack; what it cannot comes through the page
+//! cache, which needs no such lock. Those on block devices are read by bios of this module's
+//! own, so nothing is locked at all; only then is read ahead served like this, whose
+//! submitter has locks that blobs in files may need, too, those of other inodes.
 //!
 //! What is larger than a page and on block devices has its I/O started in `queue_rq()`, whoever
 //! submits it, if there is a buffer to spare: the drive works while the decoder does for the

@@ -275,6 +275,52 @@ pub(super) fn direct_reads(f: &mut Fixture) -> Result<()> {
     f.long(&script).map(drop)
 }
 
+/// What an image has in files is read past their page cache: from the drive each time, and right,
+/// also when a lock of the file is taken, when the page cache has something else to do with it,
+/// and up to the end of a file that ends within a block.
+pub(super) fn files(f: &mut Fixture) -> Result<()> {
+    let script = prologue(f.obd()?)
+        + "raw=/run/raw t=/mnt/t drive=/dev/nvme0n1
+           mkdir -p $t; mkfs.ext4 -q -F $drive; mount $drive $t
+           fio --name=w --filename=$raw --size=4m --bs=64k --rw=write --ioengine=psync \
+               --randseed=11 --buffer_compress_percentage=50 --refill_buffers --minimal > /dev/null
+           $obd convert --engine=cache --output $t/4.layer $raw > /dev/null
+           $obd convert --engine=cache --algorithm zstd --block-size 64 --output $t/64.layer $raw \
+               > /dev/null
+           cp a-l01-raw.layer $t/plain.layer; plain=$exports/a-l01-raw.layer
+           sectors() { awk '{ print $3 }' /sys/block/nvme0n1/stat; }
+           drop() { echo 3 > /proc/sys/vm/drop_caches; }
+           cache=/sys/kernel/config/obd/cache; usual=$(cat $cache); echo 0 > $cache
+           for layer in 4.layer 64.layer plain.layer; do
+               case $layer in plain*) whole=$plain;; *) whole=$raw;; esac
+               # What the page cache has yet to write is right, too.
+               dev=$($obd attach $t/$layer)
+               dd if=$dev iflag=direct bs=64k 2>/dev/null | cmp - $whole
+               sync; drop
+               for bs in 64k 1M 4k; do
+                   before=$(sectors)
+                   dd if=$dev iflag=direct bs=$bs 2>/dev/null | cmp - $whole
+                   [ $((($(sectors) - before) * 1024)) -ge $(stat -c %s $t/$layer) ]
+               done
+               # Whoever changes the inode has its lock.
+               (while :; do chmod 600 $t/$layer; chmod 644 $t/$layer; done) & pid=$!
+               for i in 1 2 3; do
+                   drop; cmp $dev $whole; dd if=$dev iflag=direct bs=4k 2>/dev/null | cmp - $whole
+               done
+               kill $pid; wait $pid || :
+               if [ $layer = 4.layer ]; then
+                   truncate -s 1M $t/$layer
+                   for flags in '' iflag=direct; do
+                       drop; no dd if=$dev of=/dev/null bs=64k $flags 2>/dev/null
+                       dd if=$dev bs=64k count=8 $flags 2>/dev/null | cmp -n 524288 - $whole
+                   done
+               fi
+               $obd detach $dev
+           done
+           echo $usual > $cache; umount $t; rm $raw";
+    f.long(&script).map(drop)
+}
+
 /// Who waits for a read decodes it: no worker is handed one, and with the blob
 /// cached nobody sleeps, alone or with many who wait at the same time. Who has several
 /// reads under way has other CPUs decode them. What is read is right each way.
