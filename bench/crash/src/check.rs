@@ -26,6 +26,7 @@ use crate::states::{
 use aios_guest::crash::Plan;
 use std::collections::BTreeMap;
 use std::fmt;
+use std::ops::Range;
 use std::sync::Arc;
 
 /// What was done, and so what must be there afterwards.
@@ -67,9 +68,11 @@ impl Subject {
 /// A recorded workload and all that is needed to judge its states.
 #[derive(Debug)]
 pub struct Recording {
-    /// Drive before the workload.
+    /// Drives before the workload, one behind the other.
     pub initial: Arc<Vec<u8>>,
-    /// What the drive received.
+    /// Where among those bytes the journal's drive begins, if it has one of its own.
+    pub journal: Option<usize>,
+    /// What the drives received.
     pub history: History,
     /// What the workload was.
     pub subject: Subject,
@@ -80,9 +83,20 @@ impl Recording {
     pub fn with(&self, history: History) -> Self {
         Self {
             initial: Arc::clone(&self.initial),
+            journal: self.journal,
             history,
             subject: self.subject.clone(),
         }
+    }
+
+    /// Where the journal lies, bytes.
+    pub(crate) fn journal_places(&self) -> ext4::Result<Vec<Range<u64>>> {
+        if let Some(at) = self.journal {
+            let drive = at as u64..self.initial.len() as u64;
+            return Ok(vec![drive]);
+        }
+        let ext4 = Ext4::new(&self.initial)?;
+        ext4.places(&ext4.inode(ext4::JOURNAL)?)
     }
 }
 
@@ -127,7 +141,7 @@ pub struct Checker {
 }
 
 impl Checker {
-    /// For drives of `size` bytes.
+    /// For drives of `size` bytes, together.
     pub fn new(size: usize) -> Result<Self> {
         Ok(Self {
             scratch: Scratch::new(size)?,
@@ -148,13 +162,13 @@ impl Checker {
         self.judge(recording, state.marks)
     }
 
-    /// The drive in a state, before recovery.
+    /// The drives in a state, before recovery.
     pub fn image(&mut self, recording: &Arc<Recording>, state: &State) -> &[u8] {
         self.restore(recording, state);
         self.scratch.bytes()
     }
 
-    /// Judges the drive `image`, which may have been recovered by somebody, when
+    /// Judges the drives `image`, which may have been recovered by somebody, when
     /// so many syncs had been acknowledged.
     pub fn check_image(
         &mut self,
@@ -187,6 +201,7 @@ impl Checker {
         marks: usize,
     ) -> Result<std::result::Result<(), Violation>> {
         let violation = |kind, what| Ok(Err(Violation { kind, what }));
+        self.scratch.set_journal(recording.journal)?;
         if let Err(what) = self.scratch.recover()? {
             return violation(Kind::Unclean, what);
         }

@@ -225,6 +225,27 @@ impl<'a> Ext4<'a> {
     }
 }
 
+/// Enters the file system on `image` as the one user of `journal`, a journal's drive with
+/// blocks of 4096 bytes, whose UUID it must know.
+///
+/// # Errors
+///
+/// They do not belong together.
+pub fn join(image: &[u8], journal: &mut [u8]) -> Result<()> {
+    // s_uuid and s_journal_uuid of struct ext4_super_block, which both have.
+    let uuid = |image, at: u64| bytes(image, 1024 + at, 16);
+    let own = uuid(image, 0x68).ok_or("no superblock")?.to_vec();
+    if uuid(image, 0xd0) != uuid(journal, 0x68) {
+        return Err("a journal with another UUID than the file system knows".into());
+    }
+    // struct journal_superblock_s, the block behind it.
+    let superblock = journal.get_mut(4096..8192).ok_or("no journal")?;
+    // s_nr_users and s_users.
+    superblock[0x40..0x44].copy_from_slice(&1_u32.to_be_bytes());
+    superblock[0x100..0x110].copy_from_slice(&own);
+    Ok(())
+}
+
 fn bytes(image: &[u8], at: u64, length: u64) -> Option<&[u8]> {
     let start = usize::try_from(at).ok()?;
     image.get(start..start.checked_add(usize::try_from(length).ok()?)?)

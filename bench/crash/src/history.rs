@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-//! What the drive received, when, and when each sync was acknowledged.
+//! What the drives received, when, and when each sync was acknowledged.
 
 use crate::error::{
     Error,
@@ -16,12 +16,15 @@ use aios_disk::write_log::{
 use aios_guest::crash::parse_marker;
 use std::collections::HashMap;
 use std::fmt;
+use std::ops::Range;
 
 /// One write (or discard, or zeroing: zeroes).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Write {
-    /// First byte on the drive.
+    /// First byte in the image of all drives.
     pub offset: u64,
+    /// Which drive that is on.
+    pub drive: usize,
     /// What was written.
     pub data: Vec<u8>,
     /// When it was received, ns.
@@ -37,6 +40,8 @@ pub struct Write {
 /// One flush.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Flush {
+    /// The one drive whose writes it covers.
+    pub drive: usize,
     /// When it was received, ns.
     pub received: u64,
     /// When it completed, ns.
@@ -65,10 +70,19 @@ pub struct History {
     pub marks: Vec<Mark>,
 }
 
+/// What a drive with a cache of its own received.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Log<'a> {
+    /// Where the drive is in the image of all drives.
+    pub bytes: Range<u64>,
+    /// Its commands. All drives take their times from one clock.
+    pub records: &'a [Record],
+}
+
 /// A write command as the guest's driver sent it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Sent {
-    /// First byte.
+    /// First byte in the image of all drives.
     pub offset: u64,
     /// Number of bytes.
     pub length: u32,
@@ -77,7 +91,7 @@ pub struct Sent {
 }
 
 impl Write {
-    /// A write of whole sectors.
+    /// A write of whole sectors to the first drive.
     pub fn new(offset: u64, data: Vec<u8>, (received, completed): (u64, u64), fua: bool) -> Self {
         let first = offset / SECTOR as u64;
         let hashes = data
@@ -87,12 +101,18 @@ impl Write {
             .collect();
         Self {
             offset,
+            drive: 0,
             data,
             received,
             completed,
             fua,
             hashes,
         }
+    }
+
+    /// The same, to another drive.
+    pub fn on(self, drive: usize) -> Self {
+        Self { drive, ..self }
     }
 
     /// The byte after its last.
@@ -102,10 +122,10 @@ impl Write {
 }
 
 impl History {
-    /// Puts together the log of the drive, the log of the drive that markers
+    /// Puts together the logs of the drives, the log of the drive that markers
     /// were written to, and the write commands that the guest's driver sent, in
     /// its order. QEMU's NVMe drive drops FUA; only the guest knows of it.
-    pub fn new(drive: &[Record], markers: &[Record], sent: &[Sent]) -> Result<Self> {
+    pub fn new(drives: &[Log<'_>], markers: &[Record], sent: &[Sent]) -> Result<Self> {
         let wrong = |what: String| Error::Recording(what);
         // Several commands for the same sectors are never under way at once, so
         // the order of each range is the same on both sides.
@@ -115,31 +135,45 @@ impl History {
             by_range.entry(range).or_default().push(command.fua);
         }
         let mut history = Self::default();
-        for record in drive {
+        let all = (0..).zip(drives);
+        let all = all.flat_map(|(drive, log)| log.records.iter().map(move |it| (drive, log, it)));
+        for (drive, log, record) in all {
             let times = (record.received_ns, record.completed_ns);
             if record.kind == Kind::Flush {
                 history.flushes.push(Flush {
+                    drive,
                     received: times.0,
                     completed: times.1,
                 });
                 continue;
             }
-            if !record.offset.is_multiple_of(SECTOR as u64)
-                || !(record.length as usize).is_multiple_of(SECTOR)
+            let length = u64::from(record.length);
+            if !record.offset.is_multiple_of(SECTOR as u64) || !length.is_multiple_of(SECTOR as u64)
             {
                 return Err(wrong(format!(
-                    "a command for {} bytes at {}, which are no whole sectors",
-                    record.length, record.offset
+                    "a command for {length} bytes at {}, which are no whole sectors",
+                    record.offset
                 )));
             }
+            let room = log.bytes.end - log.bytes.start;
+            if room
+                .checked_sub(length)
+                .is_none_or(|last| record.offset > last)
+            {
+                return Err(wrong(format!(
+                    "a command for {length} bytes at {} of a drive of {room}",
+                    record.offset
+                )));
+            }
+            let offset = log.bytes.start + record.offset;
             let (data, fua) = match record.kind {
                 Kind::Write => {
-                    let range = (record.offset, record.length);
+                    let range = (offset, record.length);
                     let fua = by_range.get_mut(&range).and_then(Vec::pop).ok_or_else(|| {
                         wrong(format!(
-                            "the drive received a write of {} bytes at {} that the guest's \
-                             trace lacks",
-                            record.length, record.offset
+                            "drive {drive} received a write of {length} bytes at {} that the \
+                             guest's trace lacks",
+                            record.offset
                         ))
                     })?;
                     (record.data.clone(), fua || record.fua)
@@ -148,12 +182,12 @@ impl History {
             };
             history
                 .writes
-                .push(Write::new(record.offset, data, times, fua));
+                .push(Write::new(offset, data, times, fua).on(drive));
         }
         if let Some(((offset, length), _)) = by_range.iter().find(|(_, left)| !left.is_empty()) {
             return Err(wrong(format!(
-                "the guest's trace has a write of {length} bytes at {offset} that the drive \
-                 never received"
+                "the guest's trace has a write of {length} bytes at {offset} that no drive \
+                 received"
             )));
         }
         for record in markers.iter().filter(|record| record.kind == Kind::Write) {
@@ -249,6 +283,14 @@ mod tests {
         }
     }
 
+    /// Of a drive of 8 KiB.
+    fn log(records: &[Record]) -> Log<'_> {
+        Log {
+            bytes: 0..8192,
+            records,
+        }
+    }
+
     fn sent(offset: u64, length: u32, fua: bool) -> Sent {
         Sent {
             offset,
@@ -276,7 +318,8 @@ mod tests {
             record(Kind::Trim, 4096, 1024, (9, 10)),
         ];
         let sent = [sent(512, 512, false), sent(512, 512, true)];
-        let history = History::new(&drive, &[marker(1, 3, 20), marker(0, 2, 12)], &sent).unwrap();
+        let markers = [marker(1, 3, 20), marker(0, 2, 12)];
+        let history = History::new(&[log(&drive)], &markers, &sent).unwrap();
         let fua: Vec<bool> = history.writes.iter().map(|write| write.fua).collect();
         assert_eq!(fua, [false, true, false]);
         assert_eq!(history.writes[2].data, [0; 1024]);
@@ -287,11 +330,41 @@ mod tests {
     }
 
     #[test]
+    fn test_new_drives_lie_one_behind_the_other() {
+        let first = [
+            record(Kind::Write, 512, 512, (1, 2)),
+            record(Kind::Flush, 0, 0, (7, 8)),
+        ];
+        let second = [
+            record(Kind::Flush, 0, 0, (3, 4)),
+            record(Kind::Write, 512, 512, (5, 6)),
+        ];
+        let second = Log {
+            bytes: 8192..9216,
+            records: &second,
+        };
+        let sent = [sent(8704, 512, true), sent(512, 512, false)];
+        let history = History::new(&[log(&first), second.clone()], &[], &sent).unwrap();
+        let writes = history.writes.iter();
+        let writes: Vec<_> = writes.map(|it| (it.drive, it.offset, it.fua)).collect();
+        assert_eq!(writes, [(0, 512, false), (1, 8704, true)]);
+        let flushes: Vec<_> = history.flushes.iter().map(|it| it.drive).collect();
+        assert_eq!(flushes, [1, 0]);
+        // A drive's writes end where it does.
+        let short = Log {
+            bytes: 8192..8704,
+            ..second
+        };
+        assert!(History::new(&[log(&first), short], &[], &sent).is_err());
+    }
+
+    #[test]
     fn test_new_recordings_that_disagree_return_error() {
         let write = [record(Kind::Write, 512, 512, (1, 4))];
-        assert!(History::new(&write, &[], &[]).is_err());
-        assert!(History::new(&[], &[], &[sent(0, 512, false)]).is_err());
-        assert!(History::new(&[record(Kind::Trim, 3, 512, (1, 2))], &[], &[]).is_err());
+        let trim = [record(Kind::Trim, 3, 512, (1, 2))];
+        assert!(History::new(&[log(&write)], &[], &[]).is_err());
+        assert!(History::new(&[log(&[])], &[], &[sent(0, 512, false)]).is_err());
+        assert!(History::new(&[log(&trim)], &[], &[]).is_err());
         assert!(History::new(&[], &write, &[]).is_err());
     }
 

@@ -5,7 +5,7 @@
 //! - [`generate`]: a seeded workload;
 //! - [`model`]: what its files hold after each operation, and so what must and
 //!   what may be there once a sync has been acknowledged;
-//! - [`history`]: the commands that the drive received, when, and when each
+//! - [`history`]: the commands that the drives received, when, and when each
 //!   sync was acknowledged;
 //! - [`states`]: the states that a power cut at any moment can leave;
 //! - [`recover`]: journal replay and check by e2fsprogs;
@@ -16,14 +16,18 @@
 //! - [`mutant`]: recordings that must fail;
 //! - [`shrink`]: the fewest lost writes that still fail.
 //!
-//! # The drive
+//! # The drives
 //!
-//! A write is durable when a flush has completed that was received after the
-//! write had completed, or when it carried FUA and has completed. Of all other
+//! A write is durable when a flush of its drive has completed that was received after
+//! the write had completed, or when it carried FUA and has completed. Of all other
 //! writes received so far any subset may survive, the newest torn at a logical
 //! block. That is weaker than any real drive with a volatile cache, and all that
 //! the NVMe specification (Base 2.0c, 7.2, and NVM Command Set 1.0c, 2.1.4)
 //! promises.
+//!
+//! The journal may have a drive of its own, with a cache of its own. Both take their
+//! times from one clock, and lose power at one moment. In an image they lie one behind
+//! the other.
 
 pub mod check;
 pub mod database;

@@ -2,10 +2,9 @@
 //! Recordings of storage that breaks its promises: an explorer that finds
 //! nothing wrong with them finds nothing.
 
-use crate::check::Subject;
-use crate::ext4::{
-    self,
-    Ext4, //
+use crate::check::{
+    Recording,
+    Subject, //
 };
 use crate::history::History;
 use aios_guest::crash::is_content;
@@ -16,6 +15,8 @@ use std::ops::Range;
 pub enum Mutant {
     /// Flushes do nothing, as if the kernel had never sent them.
     FlushDropped,
+    /// Those of the file system's drive do nothing, and those of the journal's go on.
+    FileSystemFlushDropped,
     /// FUA does nothing.
     FuaDropped,
     /// Syncs are acknowledged before the last wait for the drive.
@@ -26,8 +27,9 @@ pub enum Mutant {
 
 impl Mutant {
     /// All of them.
-    pub const ALL: [Self; 4] = [
+    pub const ALL: [Self; 5] = [
         Self::FlushDropped,
+        Self::FileSystemFlushDropped,
         Self::FuaDropped,
         Self::AcknowledgedEarly,
         Self::CommitBeforeData,
@@ -37,22 +39,30 @@ impl Mutant {
     pub fn name(self) -> &'static str {
         match self {
             Self::FlushDropped => "flush-dropped",
+            Self::FileSystemFlushDropped => "fs-flush-dropped",
             Self::FuaDropped => "fua-dropped",
             Self::AcknowledgedEarly => "acknowledged-early",
             Self::CommitBeforeData => "commit-before-data",
         }
     }
 
-    /// Whether it breaks a recording of this: only in files data can be told from the rest.
-    pub fn breaks(self, subject: &Subject) -> bool {
-        self != Self::CommitBeforeData || matches!(subject, Subject::Files(..))
+    /// Whether it breaks this recording.
+    pub fn breaks(self, recording: &Recording) -> bool {
+        match self {
+            // Only in files data can be told from the rest.
+            Self::CommitBeforeData => matches!(recording.subject, Subject::Files(..)),
+            Self::FileSystemFlushDropped => recording.journal.is_some(),
+            Self::FlushDropped | Self::FuaDropped | Self::AcknowledgedEarly => true,
+        }
     }
 
-    /// What the recording of a drive that held `initial` becomes.
-    pub fn apply(self, history: &History, initial: &[u8]) -> Result<History, String> {
+    /// What the history of `recording` becomes.
+    pub fn apply(self, recording: &Recording) -> Result<History, String> {
+        let history = &recording.history;
         let mut broken = history.clone();
         match self {
             Self::FlushDropped => broken.flushes.clear(),
+            Self::FileSystemFlushDropped => broken.flushes.retain(|flush| flush.drive > 0),
             Self::FuaDropped => broken.writes.iter_mut().for_each(|write| write.fua = false),
             Self::AcknowledgedEarly => {
                 for mark in &mut broken.marks {
@@ -64,8 +74,7 @@ impl Mutant {
                 }
             }
             Self::CommitBeforeData => {
-                let ext4 = Ext4::new(initial)?;
-                let journal = ext4.places(&ext4.inode(ext4::JOURNAL)?)?;
+                let journal = recording.journal_places()?;
                 let commits: Vec<(u64, u64)> = history
                     .writes
                     .iter()
@@ -100,6 +109,17 @@ mod tests {
         Mark,
         Write, //
     };
+    use std::sync::Arc;
+
+    /// On drives that hold nothing.
+    fn recording() -> Recording {
+        Recording {
+            initial: Arc::default(),
+            journal: None,
+            history: history(),
+            subject: Subject::Database(0),
+        }
+    }
 
     fn history() -> History {
         History {
@@ -108,6 +128,7 @@ mod tests {
                 Write::new(512, vec![2; 512], (7, 8), true),
             ],
             flushes: vec![Flush {
+                drive: 0,
                 received: 3,
                 completed: 5,
             }],
@@ -128,21 +149,37 @@ mod tests {
 
     #[test]
     fn test_apply_dropped_flush_and_fua_are_gone() {
-        let broken = Mutant::FlushDropped.apply(&history(), &[]).unwrap();
+        let broken = Mutant::FlushDropped.apply(&recording()).unwrap();
         assert!(broken.flushes.is_empty() && broken.writes[1].fua);
-        let broken = Mutant::FuaDropped.apply(&history(), &[]).unwrap();
+        let broken = Mutant::FuaDropped.apply(&recording()).unwrap();
         assert!(!broken.flushes.is_empty() && !broken.writes[1].fua);
     }
 
     #[test]
     fn test_apply_acknowledged_early_is_before_the_last_wait() {
-        let broken = Mutant::AcknowledgedEarly.apply(&history(), &[]).unwrap();
+        let broken = Mutant::AcknowledgedEarly.apply(&recording()).unwrap();
         let times: Vec<u64> = broken.marks.iter().map(|mark| mark.time).collect();
         assert_eq!(times, [3, 7]);
     }
 
     #[test]
     fn test_apply_commit_before_data_wants_a_file_system() {
-        assert!(Mutant::CommitBeforeData.apply(&history(), &[]).is_err());
+        assert!(Mutant::CommitBeforeData.apply(&recording()).is_err());
+    }
+
+    #[test]
+    fn test_apply_fs_flush_dropped_keeps_those_of_the_journal() {
+        let mut recording = recording();
+        let mutant = Mutant::FileSystemFlushDropped;
+        assert!(!mutant.breaks(&recording));
+        recording.journal = Some(4096);
+        assert!(mutant.breaks(&recording));
+        recording.history.flushes.push(Flush {
+            drive: 1,
+            received: 6,
+            completed: 7,
+        });
+        let broken = mutant.apply(&recording).unwrap();
+        assert_eq!(broken.flushes, recording.history.flushes[1..]);
     }
 }

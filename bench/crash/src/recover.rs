@@ -10,6 +10,7 @@ use memmap2::MmapMut;
 use rustix::fs::MemfdFlags;
 use std::fs::File;
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::FileExt;
 use std::path::{
     Path,
     PathBuf, //
@@ -34,36 +35,53 @@ const REPLAY: [&str; 6] = [
     ": clean,",
 ];
 
-/// A drive in memory that e2fsck can open.
+/// A drive in memory that e2fsck can open; if the journal has a drive of its own,
+/// both, one behind the other.
 #[derive(Debug)]
 pub struct Scratch {
     map: MmapMut,
     /// Only held: `path` is a name of it.
     _file: File,
     path: PathBuf,
+    journal: Option<Journal>,
+}
+
+/// A copy of the journal's drive, which e2fsck wants in a file of its own.
+#[derive(Debug)]
+struct Journal {
+    /// Where the drive begins.
+    at: usize,
+    file: File,
+    path: PathBuf,
 }
 
 impl Scratch {
     /// A drive of `size` bytes.
     pub fn new(size: usize) -> Result<Self> {
-        let file = rustix::fs::memfd_create("aios-crash", MemfdFlags::CLOEXEC)
-            .doing("create a drive in memory")?;
-        let file = File::from(file);
-        file.set_len(size as u64).doing("size a drive in memory")?;
+        let (file, path) = memory(size)?;
         // SAFETY: Nothing truncates the file, which has no name but that of this
         // process's descriptor, given to e2fsck alone. It writes while it runs,
         // and `self.map` is not borrowed then: `e2fsck` takes `&mut self`.
         let map = unsafe { MmapMut::map_mut(&file) }.doing("map a drive in memory")?;
-        let path = PathBuf::from(format!(
-            "/proc/{}/fd/{}",
-            std::process::id(),
-            file.as_raw_fd()
-        ));
         Ok(Self {
             map,
             _file: file,
             path,
+            journal: None,
         })
+    }
+
+    /// Takes what begins at `at` for the journal's drive.
+    pub fn set_journal(&mut self, at: Option<usize>) -> Result<()> {
+        if self.journal.as_ref().map(|journal| journal.at) != at {
+            let size = self.map.len();
+            let journal = at.map(|at| {
+                let (file, path) = memory(size.saturating_sub(at))?;
+                Ok(Journal { at, file, path })
+            });
+            self.journal = journal.transpose()?;
+        }
+        Ok(())
     }
 
     /// Its contents.
@@ -77,14 +95,30 @@ impl Scratch {
     }
 
     fn e2fsck(&mut self, options: &str) -> Result<(Option<i32>, String)> {
-        let output = Command::new(e2fsck())
-            .arg(options)
+        let mut command = Command::new(e2fsck());
+        command.arg(options);
+        if let Some(journal) = &self.journal {
+            let bytes = self.map.get(journal.at..).unwrap_or_default();
+            journal
+                .file
+                .write_all_at(bytes, 0)
+                .doing("write the journal's drive")?;
+            command.arg("-j").arg(&journal.path);
+        }
+        let output = command
             .arg(&self.path)
             .env("E2FSCK_TIME", NOW)
             .env("LC_ALL", "C")
             .stdin(Stdio::null())
             .output()
             .doing("run e2fsck")?;
+        if let Some(journal) = &self.journal {
+            let bytes = self.map.get_mut(journal.at..).unwrap_or_default();
+            journal
+                .file
+                .read_exact_at(bytes, 0)
+                .doing("read the journal's drive")?;
+        }
         let mut text = String::from_utf8_lossy(&output.stdout).into_owned();
         text.push_str(&String::from_utf8_lossy(&output.stderr));
         Ok((output.status.code(), text))
@@ -128,6 +162,16 @@ impl Scratch {
         let name = self.path.display().to_string();
         line.replace(&name, "drive").trim().to_owned()
     }
+}
+
+/// A file of `size` bytes in memory, and a name of it for other processes.
+fn memory(size: usize) -> Result<(File, PathBuf)> {
+    let file = rustix::fs::memfd_create("aios-crash", MemfdFlags::CLOEXEC)
+        .doing("create a drive in memory")?;
+    let file = File::from(file);
+    file.set_len(size as u64).doing("size a drive in memory")?;
+    let path = format!("/proc/{}/fd/{}", std::process::id(), file.as_raw_fd());
+    Ok((file, PathBuf::from(path)))
 }
 
 fn is_version(line: &str) -> bool {

@@ -8,17 +8,12 @@ use crate::check::{
     Violation, //
 };
 use crate::error::Result;
-use crate::ext4::{
-    self,
-    Ext4, //
-};
 use crate::history::Content;
 use crate::states::{
     Part,
     State, //
 };
 use std::fmt::Write as _;
-use std::ops::Range;
 use std::sync::Arc;
 
 /// Most states tried while shrinking.
@@ -108,7 +103,7 @@ pub fn story(recording: &Recording, state: &State, violation: &Violation) -> Str
         }
     }
     let history = &recording.history;
-    let journal = journal(&recording.initial).unwrap_or_default();
+    let journal = recording.journal_places().unwrap_or_default();
     let describe = |index: usize| {
         let write = &history.writes[index];
         let place = match journal.iter().any(|place| place.contains(&write.offset)) {
@@ -123,16 +118,24 @@ pub fn story(recording: &Recording, state: &State, violation: &Violation) -> Str
             false => "under way",
         };
         let fua = if write.fua { ", FUA" } else { "" };
+        // As the journal's drive counts them, if it has one.
+        let first = match recording.journal {
+            Some(at) if write.drive > 0 => at as u64,
+            _ => 0,
+        };
         format!(
             "write {index}: blocks {}..{}, {place}, {when}{fua}",
-            write.offset / 4096,
-            write.end().div_ceil(4096)
+            (write.offset - first) / 4096,
+            (write.end() - first).div_ceil(4096)
         )
     };
+    // Those that another drive has not flushed yet are among the survivors.
+    let survivors = state.survivors.iter().map(|(index, _)| *index);
+    let beside = survivors.filter(|index| !state.volatile.contains(index));
+    let flushed = state.base + beside.filter(|&index| !history.writes[index].fua).count();
     let _ = writeln!(
         text,
-        "  power cut: {} writes flushed, {} more received and not flushed",
-        state.base,
+        "  power cut: {flushed} writes flushed, {} more received and not flushed",
         state.volatile.len()
     );
     for index in lost(state) {
@@ -146,10 +149,4 @@ pub fn story(recording: &Recording, state: &State, violation: &Violation) -> Str
     }
     let _ = writeln!(text, "  found: {violation}");
     text
-}
-
-/// Where the journal lies, bytes.
-fn journal(image: &[u8]) -> ext4::Result<Vec<Range<u64>>> {
-    let ext4 = Ext4::new(image)?;
-    ext4.places(&ext4.inode(ext4::JOURNAL)?)
 }

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: MIT
 //! The states that a power cut can leave.
 //!
-//! A flush makes durable what had completed before it was received: always a
-//! prefix of the writes in order of completion. So a state is such a prefix and
-//! a list of later writes that survive beside it, in that order.
+//! A flush makes durable what had completed on its drive before it was received:
+//! always a prefix of that drive's writes in order of completion. So a state is a
+//! prefix of all writes, and a list of later ones that survive beside it, in that
+//! order: among them those that another drive's flush would not have covered.
 
 use crate::SECTOR;
 use crate::history::{
@@ -12,6 +13,7 @@ use crate::history::{
 };
 use fastrand::Rng;
 use std::collections::{
+    BTreeSet,
     HashMap,
     HashSet, //
 };
@@ -53,7 +55,8 @@ pub struct State {
     pub time: u64,
     /// So many syncs were acknowledged by then.
     pub marks: usize,
-    /// So many writes, in order of completion, are durable by a flush.
+    /// So many writes, in order of completion, are durable by a flush; with several
+    /// drives some of the later ones are, too.
     pub base: usize,
     /// Later writes that survive, in that order.
     pub survivors: Vec<(usize, Part)>,
@@ -171,18 +174,25 @@ pub fn enumerate(
     let mut first = Vec::new();
     let mut others = Vec::new();
     let mut base = 0;
+    let drives = history.writes.iter().map(|write| write.drive);
+    let drives = drives.chain(history.flushes.iter().map(|flush| flush.drive));
+    // What each drive's last flush covers: all that had completed before.
+    let mut covered = vec![0; drives.max().map_or(0, |last| last + 1)];
     // Writes of other recordings are others, whatever their numbers.
     seen.states.clear();
     for (time, acknowledges) in moments(history) {
-        let flushed = history.flushes.iter().filter(|f| f.completed <= time);
-        let covered = flushed.map(|flush| flush.received).max().unwrap_or(0);
-        while let Some(write) = history.writes.get(base).filter(|w| w.completed < covered) {
+        covered.fill(0);
+        for flush in history.flushes.iter().filter(|f| f.completed <= time) {
+            covered[flush.drive] = covered[flush.drive].max(flush.received);
+        }
+        let flushed = |write: &Write| write.completed < covered[write.drive];
+        while let Some(write) = history.writes.get(base).filter(|it| flushed(it)) {
             hashes.put(write);
             base += 1;
         }
         let later = || (base..history.writes.len()).zip(&history.writes[base..]);
         let received = |write: &Write| write.received <= time;
-        let durable = |write: &Write| write.fua && write.completed <= time;
+        let durable = |write: &Write| flushed(write) || write.fua && write.completed <= time;
         let forced: Vec<usize> = later()
             .filter(|(_, write)| durable(write))
             .map(|(i, _)| i)
@@ -256,6 +266,18 @@ fn subsets(history: &History, volatile: &[usize], rng: &mut Rng) -> Vec<Vec<(usi
         return subsets;
     }
     subsets.push(whole(volatile));
+    // All that one drive received, and nothing that the others did.
+    let drive = |index: usize| history.writes[index].drive;
+    let drives: BTreeSet<usize> = volatile.iter().map(|&index| drive(index)).collect();
+    if drives.len() > 1 {
+        subsets.extend(drives.iter().map(|&kept| {
+            let own = volatile
+                .iter()
+                .copied()
+                .filter(|&index| drive(index) == kept);
+            own.map(|index| (index, Part::Whole)).collect()
+        }));
+    }
     for n in rng.choose_multiple(0..volatile.len(), MOST) {
         // A prefix, all but one, and one alone.
         subsets.push(whole(&volatile[..n]));
@@ -336,6 +358,15 @@ mod tests {
             .collect()
     }
 
+    /// The first two sectors of each state in which the one mark has been set.
+    fn acknowledged(history: &History) -> HashSet<Vec<u8>> {
+        let images = images(history).into_iter();
+        images
+            .filter(|(marks, _)| *marks == 1)
+            .map(|(_, sectors)| sectors[..2].to_vec())
+            .collect()
+    }
+
     #[test]
     fn test_enumerate_unflushed_writes_survive_in_any_subset() {
         let history = History {
@@ -355,6 +386,7 @@ mod tests {
         let history = History {
             writes: vec![write(0, 1, (1, 2), false), write(1, 2, (3, 6), false)],
             flushes: vec![Flush {
+                drive: 0,
                 received: 5,
                 completed: 7,
             }],
@@ -364,13 +396,55 @@ mod tests {
                 op: 0,
             }],
         };
+        let lost = [[1, 0], [1, 2]].map(Vec::from);
+        assert_eq!(acknowledged(&history), HashSet::from(lost));
+    }
+
+    #[test]
+    fn test_enumerate_flush_of_one_drive_does_not_cover_another() {
+        let mut history = History {
+            writes: vec![write(0, 1, (1, 2), false), write(1, 2, (3, 4), false).on(1)],
+            flushes: vec![Flush {
+                drive: 1,
+                received: 5,
+                completed: 6,
+            }],
+            marks: vec![Mark {
+                time: 8,
+                thread: 0,
+                op: 0,
+            }],
+        };
+        // Durable beside an older write that is not.
+        let lost = [[0, 2], [1, 2]].map(Vec::from);
+        assert_eq!(acknowledged(&history), HashSet::from(lost));
+        history.flushes[0].drive = 0;
+        let lost = [[1, 0], [1, 2]].map(Vec::from);
+        assert_eq!(acknowledged(&history), HashSet::from(lost));
+        history.flushes.push(Flush {
+            drive: 1,
+            received: 6,
+            completed: 7,
+        });
+        assert_eq!(acknowledged(&history), HashSet::from([vec![1, 2]]));
+    }
+
+    #[test]
+    fn test_enumerate_one_drive_may_lose_all_and_the_other_nothing() {
+        let writes = (0..16).map(|i| {
+            let time = 2 * i;
+            let drive = usize::from(i % 2 == 1);
+            write(i, 1, (time + 1, time + 2), false).on(drive)
+        });
+        let history = History {
+            writes: writes.collect(),
+            ..History::default()
+        };
         let found = images(&history);
-        let after: HashSet<Vec<u8>> = found
-            .into_iter()
-            .filter(|(marks, _)| *marks == 1)
-            .map(|(_, sectors)| sectors[..2].to_vec())
-            .collect();
-        assert_eq!(after, HashSet::from([vec![1, 0], vec![1, 2]]));
+        for drive in 0..2 {
+            let kept = (0..16).map(|i| u8::from(i % 2 == drive)).collect();
+            assert!(found.contains(&(0, kept)), "{drive}");
+        }
     }
 
     #[test]
@@ -384,12 +458,8 @@ mod tests {
             }],
             ..History::default()
         };
-        let after: HashSet<Vec<u8>> = images(&history)
-            .into_iter()
-            .filter(|(marks, _)| *marks == 1)
-            .map(|(_, sectors)| sectors[..2].to_vec())
-            .collect();
-        assert_eq!(after, HashSet::from([vec![0, 2], vec![1, 2]]));
+        let lost = [[0, 2], [1, 2]].map(Vec::from);
+        assert_eq!(acknowledged(&history), HashSet::from(lost));
     }
 
     #[test]

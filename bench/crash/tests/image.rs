@@ -32,28 +32,52 @@ use aios_guest::crash::{
     folders, //
 };
 use std::fs;
-use std::path::Path;
+use std::path::{
+    Path,
+    PathBuf, //
+};
 use std::process::Command;
 use std::sync::Arc;
 
 const SIZE: usize = 16 << 20;
 
+/// Where the journal's drive begins if there is one.
+const JOURNAL: usize = 12 << 20;
+/// The UUID of that.
+const JOURNAL_UUID: &str = "a105a105-a105-4a10-85a1-05a105a105a2";
+
+/// A program of e2fsprogs.
+fn tool(name: &str) -> Command {
+    let paths = ["/usr/sbin", "/sbin"].map(|dir| Path::new(dir).join(name));
+    let path = paths.into_iter().find(|path| path.is_file());
+    Command::new(path.unwrap_or(name.into()))
+}
+
+fn run(tool: &mut Command) -> String {
+    let output = tool.output().unwrap();
+    assert!(output.status.success(), "{tool:?}: {output:?}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
 /// An image with the folders of three threads and what `fill` puts there.
 fn image(fill: impl Fn(&Path)) -> Vec<u8> {
     let dir = tempfile::tempdir().unwrap();
-    let root = dir.path().join("root");
+    let path = make(dir.path(), &["-J", "size=4"], SIZE, fill);
+    fs::read(path).unwrap()
+}
+
+/// Makes it in `dir`, with these options, on the first bytes of a drive.
+fn make(dir: &Path, options: &[&str], bytes: usize, fill: impl Fn(&Path)) -> PathBuf {
+    let root = dir.join("root");
     for folder in folders(&root, 3) {
         fs::create_dir_all(folder).unwrap();
     }
     fill(&root);
-    let path = dir.path().join("image");
+    let path = dir.join("image");
     fs::write(&path, aios_crash::POISON.repeat(SIZE / 16)).unwrap();
-    let mke2fs = ["/usr/sbin/mke2fs", "/sbin/mke2fs"];
-    let mke2fs = mke2fs.into_iter().find(|path| Path::new(path).is_file());
-    let made = Command::new(mke2fs.unwrap_or("mke2fs"))
-        .args([
-            "-q", "-F", "-t", "ext4", "-b", "4096", "-N", "256", "-J", "size=4",
-        ])
+    run(tool("mke2fs")
+        .args(["-q", "-F", "-t", "ext4", "-b", "4096", "-N", "256"])
+        .args(options)
         .args([
             "-E",
             "lazy_itable_init=0,lazy_journal_init=0,nodiscard",
@@ -61,10 +85,8 @@ fn image(fill: impl Fn(&Path)) -> Vec<u8> {
         ])
         .arg(&root)
         .arg(&path)
-        .status()
-        .unwrap();
-    assert!(made.success());
-    fs::read(path).unwrap()
+        .arg(format!("{}k", bytes >> 10)));
+    path
 }
 
 /// What the first thread writes to its file 0 in its second operation.
@@ -96,6 +118,7 @@ fn recording(initial: Vec<u8>, write: Option<Write>) -> Arc<Recording> {
     };
     Arc::new(Recording {
         initial: Arc::new(initial),
+        journal: None,
         history,
         subject: Subject::files(&plan, Promise::NothingStale).unwrap(),
     })
@@ -227,4 +250,62 @@ fn test_check_damaged_file_system_is_unclean() {
     let mut checker = Checker::new(SIZE).unwrap();
     let judged = checker.check(&recording, &state(Vec::new(), Vec::new()));
     assert_eq!(judged.unwrap().unwrap_err().kind, Kind::Unclean);
+}
+
+/// A drive whose file's first block is in the journal alone, which is on a drive of its own.
+fn in_the_journal() -> Vec<u8> {
+    let dir = tempfile::tempdir().unwrap();
+    let path = make(dir.path(), &["-O", "^has_journal"], JOURNAL, |root| {
+        fs::write(root.join("t0/f0"), written()).unwrap();
+    });
+    let [journal, block] = ["journal", "block"].map(|name| dir.path().join(name));
+    fs::write(&journal, aios_crash::POISON.repeat((SIZE - JOURNAL) / 16)).unwrap();
+    fs::write(&block, &written()[..4096]).unwrap();
+    run(tool("mke2fs")
+        .args(["-q", "-F", "-O", "journal_dev", "-b", "4096"])
+        .args(["-U", JOURNAL_UUID])
+        .arg(&journal));
+    let debugfs = |commands: &str| {
+        let file = dir.path().join("commands");
+        fs::write(&file, commands).unwrap();
+        run(tool("debugfs").arg("-w").arg("-f").arg(file).arg(&path));
+    };
+    debugfs(&format!(
+        "feature has_journal\nset_super_value journal_uuid {JOURNAL_UUID}\n"
+    ));
+    let image = fs::read(&path).unwrap();
+    let mut bytes = fs::read(&journal).unwrap();
+    assert!(ext4::join(&bytes.clone(), &mut bytes).is_err());
+    ext4::join(&image, &mut bytes).unwrap();
+    fs::write(&journal, bytes).unwrap();
+    let blocks = image.chunks(4096);
+    let first = blocks.clone().position(|it| it == &written()[..4096]);
+    let first = first.unwrap();
+    debugfs(&format!(
+        "journal_open -f {}\njournal_write -b {first} {}\njournal_close\n",
+        journal.display(),
+        block.display()
+    ));
+    let mut image = fs::read(&path).unwrap();
+    image[first * 4096..][..4096].copy_from_slice(&aios_crash::POISON.repeat(256));
+    image.truncate(JOURNAL);
+    image.extend(fs::read(&journal).unwrap());
+    image
+}
+
+#[test]
+fn test_check_replays_a_journal_on_a_drive_of_its_own() {
+    let mut recording = Arc::into_inner(recording(in_the_journal(), None)).unwrap();
+    recording.journal = Some(JOURNAL);
+    let recording = Arc::new(recording);
+    let mut checker = Checker::new(SIZE).unwrap();
+    let nothing = state(Vec::new(), Vec::new());
+    assert_eq!(checker.check(&recording, &nothing).unwrap(), Ok(()));
+
+    // The journal's drive lost what was in it, its commit record, too.
+    let mut lost = recording.initial.to_vec();
+    lost[JOURNAL + 2 * 4096..].fill(0);
+    let judged = checker.check_image(&recording, 1, &lost).unwrap();
+    let violation = judged.unwrap_err();
+    assert_eq!(violation.kind, Kind::Contents, "{violation}");
 }

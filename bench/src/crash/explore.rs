@@ -156,10 +156,8 @@ pub(super) fn catch(mutant: Mutant, recordings: &[Arc<Recording>], seed: u64) ->
         .first()
         .map_or(0, |recording| recording.initial.len());
     let mut checker = Checker::new(size).map_err(ours)?;
-    for recording in recordings {
-        let history: History = mutant
-            .apply(&recording.history, &recording.initial)
-            .map_err(Error::new)?;
+    for recording in recordings.iter().filter(|it| mutant.breaks(it)) {
+        let history: History = mutant.apply(recording).map_err(Error::new)?;
         let broken = Arc::new(recording.with(history));
         let states = enumerate(
             &broken.history,

@@ -105,7 +105,8 @@ pub(crate) struct Args {
     /// Only this stack; may be repeated [default: native and async; off and async with rw-disk].
     #[arg(long, value_enum)]
     stack: Vec<Stack>,
-    /// Only this file system; may be repeated [default: all but fast-commit and rw-disk].
+    /// Only this file system; may be repeated [default: all but fast-commit,
+    /// external-strict and rw-disk].
     #[arg(long, value_enum)]
     mode: Vec<Mode>,
     /// Let the async stack write around the block layer what fsync waits for.
@@ -135,7 +136,7 @@ impl Args {
             minutes: 15,
             seed: 1,
             stack: vec![stack],
-            mode: vec![Mode::Ordered, Mode::DioreadLock],
+            mode: vec![Mode::Ordered, Mode::DioreadLock, Mode::ExternalDioreadLock],
             lbio_writes: false,
             kernel: None,
             mutants: false,
@@ -492,7 +493,7 @@ impl Run<'_> {
     fn mutants(&mut self) -> Result<()> {
         let (kept, seed) = (&self.kept, self.args.seed);
         let results: Vec<Result<MutantReport>> = thread::scope(|scope| {
-            let broken = |mutant: &Mutant| kept.iter().any(|it| mutant.breaks(&it.subject));
+            let broken = |mutant: &Mutant| kept.iter().any(|it| mutant.breaks(it));
             let mutants = Mutant::ALL.into_iter().filter(broken);
             let threads: Vec<_> = mutants
                 .map(|mutant| {
@@ -547,14 +548,23 @@ impl Run<'_> {
             } = failure;
             let (state, violation) =
                 shrink(&mut checker, recording, state, violation).map_err(ours)?;
+            let image = checker.image(recording, &state);
+            let (drive, journal) = image.split_at(recording.journal.unwrap_or(image.len()));
             let path = self.out.join(format!("violation-{}.img", told.len()));
-            fs::write(&path, checker.image(recording, &state)).at("write", &path)?;
+            fs::write(&path, drive).at("write", &path)?;
+            let mut kept = format!("  drive before recovery: {}\n", path.display());
+            if recording.journal.is_some() {
+                let path = self
+                    .out
+                    .join(format!("violation-{}.journal.img", told.len()));
+                fs::write(&path, journal).at("write", &path)?;
+                kept.push_str(&format!("  the journal's: {}\n", path.display()));
+            }
             let place = self.report.configurations.get(*configuration);
             self.report.stories.push(format!(
-                "  {}\n{}  drive before recovery: {}\n",
+                "  {}\n{}{kept}",
                 place.map_or(String::new(), describe),
                 story(recording, &state, &violation),
-                path.display()
             ));
         }
         Ok(())

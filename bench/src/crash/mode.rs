@@ -16,6 +16,7 @@ use aios_crash::POISON;
 use aios_crash::check::Subject;
 use aios_crash::database;
 use aios_crash::disk;
+use aios_crash::ext4;
 use aios_crash::generate::{
     self,
     MAX_THREADS, //
@@ -32,9 +33,16 @@ use std::path::{
     PathBuf, //
 };
 
-/// Size of the drive in bytes: a journal of 4 MiB, the smallest there is, and
+/// Size of all drives in bytes: a journal of 4 MiB, the smallest there is, and
 /// room for every plan. Each state is a copy of it.
 pub(super) const SIZE: usize = 16 << 20;
+/// Where the journal's drive begins in that, in modes where it has one of its own. The
+/// kernel takes none below 1025 blocks.
+const JOURNAL: usize = SIZE - 1025 * 4096;
+/// Blocks of all file systems, bytes.
+const BLOCK: &str = "4096";
+/// What the file system with a journal elsewhere calls that.
+const JOURNAL_UUID: &str = "a105a105-a105-4a10-85a1-05a105a105a2";
 
 /// How ext4 keeps its promises.
 #[derive(
@@ -64,21 +72,44 @@ pub(super) enum Mode {
     Writeback,
     /// data=journal.
     Journal,
+    /// data=ordered with the journal on a second drive; what is not synced may be stale.
+    // As it is in 7.3.4, where a commit that makes unwritten extents written ones does not
+    // flush the file system's drive unless somebody who waits for it has asked for that.
+    ExternalJournal,
+    /// The same where nothing stale may show.
+    ExternalStrict,
+    /// The same with new blocks allocated as written.
+    ExternalDioreadLock,
+    /// data=writeback with the journal on a second drive.
+    ExternalWriteback,
     /// A RocksDB database on data=ordered, and synced puts.
     Rocksdb,
     /// A read-write overlaybd disk whose layers are on data=ordered.
     RwDisk,
 }
 
+/// A mode's drives.
+#[derive(Debug, Clone)]
+pub(super) struct Files {
+    /// All of them, one behind the other. The file system ends where the journal's drive
+    /// begins.
+    pub(super) all: PathBuf,
+    /// The journal's, if it has one of its own.
+    pub(super) journal: Option<PathBuf>,
+}
+
 impl Mode {
-    /// All of them but `FastCommit`, which no kernel recovers as it should, and `RwDisk`,
-    /// which is about what is on the file system.
-    pub(super) const ALL: [Self; 6] = [
+    /// All of them but `FastCommit`, which no kernel recovers as it should, `ExternalStrict`,
+    /// which none keeps, and `RwDisk`, which is about what is on the file system.
+    pub(super) const ALL: [Self; 9] = [
         Self::Ordered,
         Self::DioreadLock,
         Self::FastCommitPlain,
         Self::Writeback,
         Self::Journal,
+        Self::ExternalJournal,
+        Self::ExternalDioreadLock,
+        Self::ExternalWriteback,
         Self::Rocksdb,
     ];
 
@@ -91,6 +122,10 @@ impl Mode {
             Self::FastCommitPlain => "fast-commit-plain",
             Self::Writeback => "writeback",
             Self::Journal => "journal",
+            Self::ExternalJournal => "external-journal",
+            Self::ExternalStrict => "external-strict",
+            Self::ExternalDioreadLock => "external-dioread-lock",
+            Self::ExternalWriteback => "external-writeback",
             Self::Rocksdb => "rocksdb",
             Self::RwDisk => "rw-disk",
         }
@@ -102,10 +137,12 @@ impl Mode {
             Self::Ordered
             | Self::FastCommit
             | Self::FastCommitPlain
+            | Self::ExternalJournal
+            | Self::ExternalStrict
             | Self::Rocksdb
             | Self::RwDisk => "data=ordered",
-            Self::DioreadLock => "data=ordered,dioread_lock",
-            Self::Writeback => "data=writeback",
+            Self::DioreadLock | Self::ExternalDioreadLock => "data=ordered,dioread_lock",
+            Self::Writeback | Self::ExternalWriteback => "data=writeback",
             Self::Journal => "data=journal",
         }
     }
@@ -120,6 +157,17 @@ impl Mode {
         }
     }
 
+    /// Where the journal's drive begins, if it has one of its own.
+    pub(super) fn journal(self) -> Option<usize> {
+        match self {
+            Self::ExternalJournal
+            | Self::ExternalStrict
+            | Self::ExternalDioreadLock
+            | Self::ExternalWriteback => Some(JOURNAL),
+            _ => None,
+        }
+    }
+
     /// Whether each state is recovered by the guest's kernel, and not by e2fsck,
     /// which loses inodes that a fast commit changes before they are checkpointed.
     pub(super) fn is_mounted(self) -> bool {
@@ -131,45 +179,47 @@ impl Mode {
         match self {
             Self::RwDisk => Ok(Subject::disk(plan)),
             Self::Rocksdb => Ok(Subject::database(plan)),
-            Self::Writeback => Subject::files(plan, Promise::OnlyAcknowledged).map_err(ours),
+            Self::Writeback | Self::ExternalJournal | Self::ExternalWriteback => {
+                Subject::files(plan, Promise::OnlyAcknowledged).map_err(ours)
+            }
             _ => Subject::files(plan, Promise::NothingStale).map_err(ours),
         }
     }
 
-    /// Makes the drive's image in `dir`: poisoned all over, then formatted; `obd` is the tool,
+    /// Makes the drives' images in `dir`: poisoned all over, then formatted; `obd` is the tool,
     /// if there is a disk to be made.
-    pub(super) fn make_image(
+    pub(super) fn make_images(
         self,
         ctx: &Context,
         dir: &Path,
         obd: Option<&Path>,
-    ) -> Result<PathBuf> {
+    ) -> Result<Files> {
         let path = dir.join(format!("{}.img", self.name()));
-        let mke2fs = find_on_path("mke2fs").ok_or_else(|| {
-            Error::new("mke2fs is missing")
-                .hint("run `cargo aios doctor` to see which package has it")
-        })?;
         let root = dir.join(match self {
             Self::RwDisk => "root-rw",
             _ => "root",
         });
         let features = match self {
             Self::FastCommit | Self::FastCommitPlain => "fast_commit",
+            _ if self.journal().is_some() => "^has_journal,^fast_commit",
             _ => "^fast_commit",
         };
-        let tool = Tool::new(mke2fs)
-            .args(["-q", "-F", "-t", "ext4", "-b", "4096", "-m", "0"])
-            .args(["-N", "256", "-J", "size=4", "-O", features])
+        let mut tool = Tool::new(tool("mke2fs")?)
+            .args(["-q", "-F", "-t", "ext4", "-b", BLOCK, "-m", "0"])
+            .args(["-N", "256", "-O", features])
             .args(["-E", "lazy_itable_init=0,lazy_journal_init=0,nodiscard"])
             // The same image every time: a seed is to reproduce a run.
             .args(["-U", "a105a105-a105-4a10-85a1-05a105a105a1"])
             .env("E2FSPROGS_FAKE_TIME", "1700000000")
             .arg("-d")
-            .arg(&root)
-            .arg(&path);
+            .arg(&root);
+        tool = match self.journal() {
+            Some(at) => tool.arg(&path).arg(format!("{}k", at >> 10)),
+            None => tool.args(["-J", "size=4"]).arg(&path),
+        };
         if ctx.dry_run {
             println!("{}", tool.line());
-            return Ok(path);
+            return self.make_journal(ctx, path);
         }
         match obd {
             Some(obd) if self == Self::RwDisk => make_disk(obd, &root)?,
@@ -181,8 +231,58 @@ impl Mode {
         }
         fs::write(&path, POISON.repeat(SIZE / POISON.len())).at("write", &path)?;
         tool.output()?;
-        Ok(path)
+        self.make_journal(ctx, path)
     }
+
+    /// Makes the journal's drive, if there is one, for the file system on `all`. `mke2fs -J
+    /// device=` does that with block devices alone.
+    fn make_journal(self, ctx: &Context, all: PathBuf) -> Result<Files> {
+        let Some(at) = self.journal() else {
+            return Ok(Files { all, journal: None });
+        };
+        let path = all.with_file_name(format!("{}.journal.img", self.name()));
+        let mut tools = vec![
+            Tool::new(tool("mke2fs")?)
+                .args(["-q", "-F", "-O", "journal_dev", "-b", BLOCK])
+                .args(["-U", JOURNAL_UUID])
+                .env("E2FSPROGS_FAKE_TIME", "1700000000")
+                .arg(&path),
+        ];
+        let debugfs = tool("debugfs")?;
+        let uuid = format!("set_super_value journal_uuid {JOURNAL_UUID}");
+        tools.extend(["feature has_journal", &uuid].map(|request| {
+            let tool = Tool::new(&debugfs).args(["-w", "-R", request]);
+            tool.env("E2FSPROGS_FAKE_TIME", "1700000000").arg(&all)
+        }));
+        if ctx.dry_run {
+            tools.iter().for_each(|tool| println!("{}", tool.line()));
+        } else {
+            let size = SIZE - at;
+            fs::write(&path, POISON.repeat(size / POISON.len())).at("write", &path)?;
+            for tool in tools {
+                tool.output()?;
+            }
+            let mut image = fs::read(&all).at("read", &all)?;
+            let mut journal = fs::read(&path).at("read", &path)?;
+            ext4::join(&image, &mut journal).map_err(Error::new)?;
+            fs::write(&path, &journal).at("write", &path)?;
+            image.truncate(at);
+            image.append(&mut journal);
+            fs::write(&all, &image).at("write", &all)?;
+        }
+        Ok(Files {
+            all,
+            journal: Some(path),
+        })
+    }
+}
+
+/// A program of e2fsprogs.
+fn tool(name: &str) -> Result<PathBuf> {
+    find_on_path(name).ok_or_else(|| {
+        Error::new(format!("{name} is missing"))
+            .hint("run `cargo aios doctor` to see which package has it")
+    })
 }
 
 /// A new disk in the folder `root`, instead of what was there.

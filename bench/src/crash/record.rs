@@ -3,11 +3,13 @@
 //!
 //! The guest has two drives, each served by a process of ours that logs what it
 //! receives: the one under test, and one that threads write a marker to after
-//! each sync. Both take their times from the host's monotonic clock. What
-//! carries FUA is known to the guest alone, as QEMU's drive drops the flag: the
-//! driver's tracepoint tells.
+//! each sync. In some modes a third one holds the journal. All take their times from
+//! the host's monotonic clock, so that what one received before another had completed
+//! something is known, and a power cut is one moment. What carries FUA is known to the
+//! guest alone, as QEMU's drive drops the flag: the driver's tracepoint tells.
 
 use super::mode::{
+    Files,
     Mode,
     SIZE, //
 };
@@ -32,6 +34,7 @@ use aios_crash::check::Recording;
 use aios_crash::disk::FOLDER;
 use aios_crash::history::{
     History,
+    Log,
     Sent, //
 };
 use aios_disk::write_log::{
@@ -47,6 +50,7 @@ use std::fs::{
     self,
     File, //
 };
+use std::ops::Range;
 use std::path::{
     Path,
     PathBuf, //
@@ -64,6 +68,12 @@ const LBIO_TRACEPOINT: &str = "/sys/kernel/tracing/events/lbio/lbio_write_submit
 const CPUS: u32 = 2;
 /// Size of the drive for markers, bytes.
 const MARKERS: u64 = 1 << 20;
+/// The drives in the guest: the one under test, the one for markers, and the journal's.
+const DRIVE: &str = "nvme0n1";
+const MARKER: &str = "nvme1n1";
+const JOURNAL: &str = "nvme2n1";
+/// Comes between what the guest's trace has of one drive and of the next.
+const BORDER: &str = "-- journal --";
 /// A script in the guest may take this long.
 const PATIENCE: Duration = Duration::from_secs(120);
 
@@ -81,8 +91,10 @@ pub(super) struct Recorder {
     guest: Guest,
     drive: Server,
     markers: Server,
+    /// If a mode has a drive for its journal.
+    journal: Option<Server>,
     stack: Stack,
-    images: BTreeMap<Mode, (PathBuf, Arc<Vec<u8>>)>,
+    images: BTreeMap<Mode, (Files, Arc<Vec<u8>>)>,
     dir: PathBuf,
     /// Plans so far: what the guest has read of one file it may remember.
     plans: u64,
@@ -91,8 +103,16 @@ pub(super) struct Recorder {
     obd: Option<Obd>,
 }
 
+/// What the drives received.
+struct Logs {
+    drive: Vec<Record>,
+    markers: Vec<Record>,
+    /// Nothing where there is none.
+    journal: Vec<Record>,
+}
+
 impl Recorder {
-    /// Boots `kernel` with two drives; files go to `dir`, sockets to `sockets`. With
+    /// Boots `kernel` with the drives; files go to `dir`, sockets to `sockets`. With
     /// the stack comes whether it writes around the block layer; `obd` is for modes with
     /// disks. With `--dry-run` it prints the QEMU line, and nothing is there.
     pub(super) fn boot(
@@ -107,12 +127,12 @@ impl Recorder {
         let mut images = BTreeMap::new();
         for &mode in modes {
             let tool = obd.as_ref().map(|obd| obd.tool.as_path());
-            let path = mode.make_image(ctx, dir, tool)?;
+            let files = mode.make_images(ctx, dir, tool)?;
             let bytes = match ctx.dry_run {
                 true => Vec::new(),
-                false => fs::read(&path).at("read", &path)?,
+                false => fs::read(&files.all).at("read", &files.all)?,
             };
-            images.insert(mode, (path, Arc::new(bytes)));
+            images.insert(mode, (files, Arc::new(bytes)));
         }
         if !ctx.dry_run {
             let file = File::create(&blank).at("create", &blank)?;
@@ -122,26 +142,22 @@ impl Recorder {
             .values()
             .next()
             .ok_or_else(|| Error::new("no mode to explore"))?;
-        let mut drive = Server::start(
-            ctx,
-            first,
-            sockets,
-            &format!("{}-drive", stack.name()),
-            false,
-        )?;
-        let markers = Server::start(
-            ctx,
-            &blank,
-            sockets,
-            &format!("{}-marks", stack.name()),
-            false,
-        )?;
+        let start = |image: &Path, name: &str| {
+            let name = format!("{}-{name}", stack.name());
+            Server::start(ctx, image, sockets, &name, false)
+        };
+        let mut drive = start(&first.all, "drive")?;
+        let markers = start(&blank, "marks")?;
+        let journal = images
+            .values()
+            .find_map(|(files, _)| files.journal.as_ref());
+        let mut journal = journal.map(|image| start(image, "journal")).transpose()?;
+        let servers = [&drive, &markers].into_iter().chain(&journal);
         let mut config = BootConfig {
             cpus: CPUS,
-            drives: vec![
-                Drive::new(Backend::Nbd(drive.socket())),
-                Drive::new(Backend::Nbd(markers.socket())),
-            ],
+            drives: servers
+                .map(|server| Drive::new(Backend::Nbd(server.socket())))
+                .collect(),
             ..BootConfig::new(kernel, format!("crash-{}", stack.name()), dir)
         };
         if lbio_writes {
@@ -151,7 +167,9 @@ impl Recorder {
             println!("{}", Guest::dry_line(ctx, &config)?);
             return Ok(None);
         }
-        drive.set_latency(&Latency::default(), &out_of_order())?;
+        for server in [&mut drive].into_iter().chain(&mut journal) {
+            server.set_latency(&Latency::default(), &out_of_order())?;
+        }
         let mut guest = Guest::boot(ctx, &config)?;
         let write = 1;
         guest.sh(
@@ -172,6 +190,7 @@ impl Recorder {
             guest,
             drive,
             markers,
+            journal,
             stack,
             images,
             dir: dir.to_path_buf(),
@@ -209,40 +228,54 @@ impl Recorder {
 
     /// Lets the guest do what `plan` says on a fresh file system.
     pub(super) fn record(&mut self, mode: Mode, plan: &Plan) -> Result<Recording> {
-        let (path, initial) = self.image(mode)?;
-        self.drive.load(&path)?;
-        let logs = ["drive", "markers"].map(|name| self.dir.join(format!("{name}.log")));
-        self.start_logs(&logs)?;
+        let (files, initial) = self.image(mode)?;
+        self.load(&files)?;
+        self.start_logs()?;
         self.plans += 1;
         let plan_path = self.dir.join(format!("plan-{}.json", self.plans));
         let json = serde_json::to_vec(plan).map_err(|error| Error::new(error.to_string()))?;
         fs::write(&plan_path, json).at("write", &plan_path)?;
-        let (attach, files, detach) = self.disk(mode)?;
+        let (attach, folder, detach) = self.disk(mode)?;
+        let mut traced = trace_of(DRIVE);
+        if mode.journal().is_some() {
+            traced = format!("{traced}echo '{BORDER}'\n{}", trace_of(JOURNAL));
+        }
         let trace = self.guest.sh(
             &format!(
                 "echo > /sys/kernel/tracing/trace\n\
                  {}\n\
                  {attach}\
-                 {GUEST_BINARY} crash --plan '{}' --dir {files} --marker /dev/nvme1n1 >/dev/null\n\
+                 {GUEST_BINARY} crash --plan '{}' --dir {folder} --marker /dev/{MARKER} >/dev/null\n\
                  {detach}umount {MOUNT}\n\
-                 grep -e disk=nvme0n1 -e \"lbio_write_submit: $(lsblk -ndo MAJ:MIN /dev/nvme0n1 | \
-                     tr -d ' ' | tr : ,) \" /sys/kernel/tracing/trace\n",
+                 {traced}",
                 self.mount_line(mode),
                 plan_path.display(),
             ),
             PATIENCE,
         );
         fs::remove_file(&plan_path).at("remove", &plan_path)?;
-        let logged = self.stop_logs(&logs);
-        let sent = parse_trace(&trace?)?;
-        let [drive, markers] = logged?;
-        let history = History::new(&drive, &markers, &sent).map_err(ours)?;
+        let logged = self.stop_logs();
+        let trace = trace?;
+        let logs = logged?;
+        let drives = places(mode);
+        let traces = drives.iter().zip(trace.split(BORDER));
+        let sent: Vec<_> = traces
+            .map(|(bytes, text)| parse_trace(text, bytes))
+            .collect::<Result<_>>()?;
+        let records = [&logs.drive, &logs.journal];
+        let drives: Vec<_> = drives
+            .into_iter()
+            .zip(records)
+            .map(|(bytes, records)| Log { bytes, records })
+            .collect();
+        let history = History::new(&drives, &logs.markers, &sent.concat()).map_err(ours)?;
         let syncs = plan.threads.iter().flatten().filter(|op| op.is_sync());
         if syncs.count() != history.marks.len() {
             return Err(Error::new("the recording lacks acknowledgements"));
         }
         Ok(Recording {
             initial,
+            journal: mode.journal(),
             history,
             subject: mode.subject(plan)?,
         })
@@ -286,14 +319,19 @@ impl Recorder {
         ))
     }
 
-    /// Lets the guest's kernel mount `image` and read all files; the drive after
+    /// Lets the guest's kernel mount `image` and read all files; the drives after
     /// it was unmounted.
     pub(super) fn mount(&mut self, mode: Mode, image: &[u8]) -> Result<Vec<u8>> {
-        let path = self.dir.join("state.img");
-        fs::write(&path, image).at("write", &path)?;
-        self.drive.load(&path)?;
-        let logs = ["drive", "markers"].map(|name| self.dir.join(format!("{name}.log")));
-        self.start_logs(&logs)?;
+        let files = Files {
+            all: self.dir.join("state.img"),
+            journal: mode.journal().map(|_| self.dir.join("state.journal.img")),
+        };
+        fs::write(&files.all, image).at("write", &files.all)?;
+        if let Some((path, at)) = files.journal.as_ref().zip(mode.journal()) {
+            fs::write(path, &image[at..]).at("write", path)?;
+        }
+        self.load(&files)?;
+        self.start_logs()?;
         // A disk is opened by its writer, and read by the driver.
         let disk = match mode {
             Mode::RwDisk => self.attach("")? + "cat $dev >/dev/null\n$obd detach w\n",
@@ -306,17 +344,21 @@ impl Recorder {
             ),
             PATIENCE,
         );
-        let logged = self.stop_logs(&logs);
+        let logged = self.stop_logs();
         done.map_err(|error| error.context("mounting a state"))?;
-        let [drive, _] = logged?;
+        let logs = logged?;
         let mut image = image.to_vec();
-        for record in drive {
-            let start = usize::try_from(record.offset).unwrap_or(usize::MAX);
-            let range = start..start.saturating_add(record.length as usize);
-            match (image.get_mut(range), record.kind) {
-                (Some(to), Kind::Write) => to.copy_from_slice(&record.data),
-                (Some(to), _) => to.fill(0),
-                (None, _) => return Err(Error::new("the drive's log ends beyond the drive")),
+        for (bytes, records) in places(mode).into_iter().zip([logs.drive, logs.journal]) {
+            // Both ends are those of drives in memory.
+            let drive = &mut image[bytes.start as usize..bytes.end as usize];
+            for record in records {
+                let start = usize::try_from(record.offset).unwrap_or(usize::MAX);
+                let range = start..start.saturating_add(record.length as usize);
+                match (drive.get_mut(range), record.kind) {
+                    (Some(to), Kind::Write) => to.copy_from_slice(&record.data),
+                    (Some(to), _) => to.fill(0),
+                    (None, _) => return Err(Error::new("the drive's log ends beyond the drive")),
+                }
             }
         }
         Ok(image)
@@ -325,8 +367,8 @@ impl Recorder {
     /// Lets direct reads race with syncs that give a file its blocks, on a fresh file
     /// system; what they saw that nobody stored.
     pub(super) fn read_new_blocks(&mut self, mode: Mode) -> Result<Option<String>> {
-        let (path, _) = self.image(mode)?;
-        self.drive.load(&path)?;
+        let (files, _) = self.image(mode)?;
+        self.load(&files)?;
         let done = self.guest.sh(
             &format!(
                 "{}\n\
@@ -348,13 +390,17 @@ impl Recorder {
         self.guest.shutdown()
     }
 
-    fn image(&self, mode: Mode) -> Result<(PathBuf, Arc<Vec<u8>>)> {
+    fn image(&self, mode: Mode) -> Result<(Files, Arc<Vec<u8>>)> {
         let image = self.images.get(&mode).cloned();
         image.ok_or_else(|| Error::new(format!("no drive for mode {}", mode.name())))
     }
 
     fn mount_line(&self, mode: Mode) -> String {
-        let options = [mode.mount_option(), self.stack.mount_options()];
+        let journal = match mode.journal() {
+            Some(_) => format!("journal_path=/dev/{JOURNAL}"),
+            None => String::new(),
+        };
+        let options = [mode.mount_option(), self.stack.mount_options(), &journal];
         let options: Vec<&str> = options.into_iter().filter(|o| !o.is_empty()).collect();
         // Commits start early for any number of threads: more orders to see.
         let knobs = match self.stack {
@@ -363,7 +409,7 @@ impl Recorder {
                 let round = self.plans.saturating_sub(1) / self.images.len().max(1) as u64;
                 let alloc_written = self.alloc_written.unwrap_or(round.is_multiple_of(2));
                 format!(
-                    "\ncd /sys/fs/ext4/nvme0n1\necho 99 > fsync_early_max\n\
+                    "\ncd /sys/fs/ext4/{DRIVE}\necho 99 > fsync_early_max\n\
                      echo {} > fsync_alloc_written\ncd /",
                     u8::from(alloc_written)
                 )
@@ -371,13 +417,30 @@ impl Recorder {
             Stack::Native | Stack::Off => String::new(),
         };
         format!(
-            "mount -t ext4 -o {} /dev/nvme0n1 {MOUNT}{knobs}",
+            "mount -t ext4 -o {} /dev/{DRIVE} {MOUNT}{knobs}",
             options.join(",")
         )
     }
 
-    fn start_logs(&mut self, logs: &[PathBuf; 2]) -> Result<()> {
-        for (server, log) in [&mut self.drive, &mut self.markers].into_iter().zip(logs) {
+    /// Makes the drives hold what the files do. What lies behind the file system does not
+    /// matter on its drive.
+    fn load(&mut self, files: &Files) -> Result<()> {
+        self.drive.load(&files.all)?;
+        match (&mut self.journal, &files.journal) {
+            (Some(server), Some(path)) => server.load(path),
+            (_, None) => Ok(()),
+            (None, Some(_)) => Err(Error::new("no drive for the journal")),
+        }
+    }
+
+    fn log_path(&self, name: &str) -> PathBuf {
+        self.dir.join(format!("{name}.log"))
+    }
+
+    fn start_logs(&mut self) -> Result<()> {
+        let paths = ["drive", "markers", "journal"].map(|name| self.log_path(name));
+        let servers = [&mut self.drive, &mut self.markers].into_iter();
+        for (server, log) in servers.chain(&mut self.journal).zip(&paths) {
             // Left by a run that was ended, most likely.
             if log.exists() {
                 fs::remove_file(log).at("remove", log)?;
@@ -387,16 +450,43 @@ impl Recorder {
         Ok(())
     }
 
-    fn stop_logs(&mut self, logs: &[PathBuf; 2]) -> Result<[Vec<Record>; 2]> {
-        self.drive.stop_log()?;
-        self.markers.stop_log()?;
-        let read = |log: &PathBuf| {
-            Reader::open(log)
+    fn stop_logs(&mut self) -> Result<Logs> {
+        let servers = [&mut self.drive, &mut self.markers].into_iter();
+        for server in servers.chain(&mut self.journal) {
+            server.stop_log()?;
+        }
+        let read = |name: &str| {
+            Reader::open(&self.log_path(name))
                 .and_then(Iterator::collect::<std::result::Result<Vec<_>, _>>)
                 .map_err(|error| Error::new(error.to_string()))
         };
-        Ok([read(&logs[0])?, read(&logs[1])?])
+        Ok(Logs {
+            drive: read("drive")?,
+            markers: read("markers")?,
+            journal: match self.journal {
+                Some(_) => read("journal")?,
+                None => Vec::new(),
+            },
+        })
     }
+}
+
+/// Where a mode's drives are among the bytes of all: the file system's, and the journal's if
+/// it has one.
+fn places(mode: Mode) -> Vec<Range<u64>> {
+    let whole = 0..SIZE as u64;
+    match mode.journal() {
+        Some(at) => vec![0..at as u64, at as u64..whole.end],
+        None => vec![whole],
+    }
+}
+
+/// Prints what the guest's trace has of a drive.
+fn trace_of(drive: &str) -> String {
+    format!(
+        "grep -e disk={drive} -e \"lbio_write_submit: $(lsblk -ndo MAJ:MIN /dev/{drive} | \
+             tr -d ' ' | tr : ,) \" /sys/kernel/tracing/trace\n"
+    )
 }
 
 /// Times of writes: commands are under way together and complete out of order.
@@ -410,13 +500,14 @@ pub(super) fn ours(error: aios_crash::Error) -> Error {
     Error::new(error.to_string())
 }
 
-/// The write commands of a trace, in order, of a drive with blocks of 512 bytes.
-fn parse_trace(text: &str) -> Result<Vec<Sent>> {
+/// The write commands of a trace, in order, of a drive with blocks of 512 bytes that is at
+/// `drive` among the bytes of all.
+fn parse_trace(text: &str, drive: &Range<u64>) -> Result<Vec<Sent>> {
     let unreadable = |line: &str| Error::new(format!("the guest's trace has the line {line:?}"));
     let mut sent = Vec::new();
-    for line in text.lines() {
+    for line in text.lines().filter(|line| !line.is_empty()) {
         if let Some((_, write)) = line.split_once("lbio_write_submit: ") {
-            sent.push(parse_lbio(write).ok_or_else(|| unreadable(line))?);
+            sent.push(parse_lbio(write, drive).ok_or_else(|| unreadable(line))?);
             continue;
         }
         let field = |name: &str| {
@@ -431,9 +522,8 @@ fn parse_trace(text: &str) -> Result<Vec<Sent>> {
             return Err(unreadable(line));
         };
         let length = u32::try_from((blocks + 1) * 512).map_err(|_| unreadable(line))?;
-        let offset = first.checked_mul(512).filter(|at| *at < SIZE as u64);
         sent.push(Sent {
-            offset: offset.ok_or_else(|| unreadable(line))?,
+            offset: place(first, drive).ok_or_else(|| unreadable(line))?,
             length,
             // NVM Command Set 1.0c, figure 60: bit 30 of dword 12.
             fua: control & (1 << 14) != 0,
@@ -442,13 +532,19 @@ fn parse_trace(text: &str) -> Result<Vec<Sent>> {
     Ok(sent)
 }
 
+/// Where a sector of a drive is among the bytes of all.
+fn place(sector: u64, drive: &Range<u64>) -> Option<u64> {
+    let at = sector.checked_mul(512)?.checked_add(drive.start)?;
+    Some(at).filter(|at| *at < drive.end)
+}
+
 /// A write around the block layer: `DEVICE slot N sector FIRST + COUNT`, and FUA.
-fn parse_lbio(text: &str) -> Option<Sent> {
+fn parse_lbio(text: &str, drive: &Range<u64>) -> Option<Sent> {
     let mut words = text.split_once(" sector ")?.1.split_whitespace();
     let first = words.next()?.parse::<u64>().ok()?;
     let count = words.nth(1)?.parse::<u32>().ok()?;
     Some(Sent {
-        offset: first.checked_mul(512).filter(|at| *at < SIZE as u64)?,
+        offset: place(first, drive)?,
         length: count.checked_mul(512)?,
         fua: words.next() == Some("FUA"),
     })
@@ -457,6 +553,8 @@ fn parse_lbio(text: &str) -> Option<Sent> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const BYTES: Range<u64> = 0..SIZE as u64;
 
     #[test]
     fn test_parse_trace_knows_fua() {
@@ -467,30 +565,34 @@ mod tests {
                  ctrl={ctrl}, dsmgmt=0, reftag=0)\n"
             )
         };
-        let sent = parse_trace(&(line("0x0") + &line("0x4000"))).unwrap();
+        let sent = parse_trace(&(line("0x0") + &line("0x4000")), &BYTES).unwrap();
         let range = |fua| Sent {
             offset: 409_600,
             length: 4096,
             fua,
         };
         assert_eq!(sent, [range(false), range(true)]);
+        let second = BYTES.end..2 * BYTES.end;
+        let sent = parse_trace(&line("0x0"), &second).unwrap();
+        assert_eq!(sent[0].offset, BYTES.end + 409_600);
+        assert!(parse_trace(&line("0x0"), &(0..409_600)).is_err());
     }
 
     #[test]
     fn test_parse_trace_knows_writes_around_the_block_layer() {
         let line = "aios-guest-80 [001] ..... 3.1: lbio_write_submit: 259,1 slot 3 sector 800 + 8";
-        let sent = parse_trace(&format!("{line}\n{line} FUA\n")).unwrap();
+        let sent = parse_trace(&format!("{line}\n{line} FUA\n"), &BYTES).unwrap();
         let ranges = sent.iter().map(|it| (it.offset, it.length, it.fua));
         assert_eq!(
             ranges.collect::<Vec<_>>(),
             [(409_600, 4096, false), (409_600, 4096, true)]
         );
-        assert!(parse_trace("lbio_write_submit: 259,1 slot 3 sector 800").is_err());
+        assert!(parse_trace("lbio_write_submit: 259,1 slot 3 sector 800", &BYTES).is_err());
     }
 
     #[test]
     fn test_parse_trace_other_lines_return_error() {
-        assert!(parse_trace("CPU:0 [LOST 5 EVENTS]").is_err());
-        assert!(parse_trace("slba=99999999999999, len=7, ctrl=0x0").is_err());
+        assert!(parse_trace("CPU:0 [LOST 5 EVENTS]", &BYTES).is_err());
+        assert!(parse_trace("slba=99999999999999, len=7, ctrl=0x0", &BYTES).is_err());
     }
 }

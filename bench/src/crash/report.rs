@@ -82,7 +82,7 @@ impl Report {
         for part in &self.configurations {
             let _ = writeln!(
                 text,
-                "{:<8} {:<13} {:>4} recordings ({} writes, {} with FUA, {} flushes), {:>6} states, \
+                "{:<8} {:<21} {:>4} recordings ({} writes, {} with FUA, {} flushes), {:>6} states, \
                  {} violations",
                 part.stack.name(),
                 part.mode.name(),
