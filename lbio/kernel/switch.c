@@ -19,15 +19,28 @@
 
 #include "internal.h"
 
-static ssize_t enabled_show(struct kobject *kobj, struct kobj_attribute *attr,
-			    char *buf)
+/* Drivers test it inline. */
+DEFINE_STATIC_KEY_FALSE(aios_enabled_key);
+EXPORT_SYMBOL_GPL(aios_enabled_key);
+
+/* A file with 0 or 1, which switches a static key. */
+struct aios_switch {
+	struct kobj_attribute attr;
+	struct static_key_false *key;
+};
+
+static ssize_t switch_show(struct kobject *kobj, struct kobj_attribute *attr,
+			   char *buf)
 {
-	return sysfs_emit(buf, "%d\n", static_key_enabled(&aios_enabled_key));
+	struct aios_switch *sw = container_of(attr, struct aios_switch, attr);
+
+	return sysfs_emit(buf, "%d\n", static_key_enabled(sw->key));
 }
 
-static ssize_t enabled_store(struct kobject *kobj, struct kobj_attribute *attr,
-			     const char *buf, size_t count)
+static ssize_t switch_store(struct kobject *kobj, struct kobj_attribute *attr,
+			    const char *buf, size_t count)
 {
+	struct aios_switch *sw = container_of(attr, struct aios_switch, attr);
 	bool on;
 	int error;
 
@@ -35,19 +48,26 @@ static ssize_t enabled_store(struct kobject *kobj, struct kobj_attribute *attr,
 	if (error)
 		return error;
 
-	/* Readers under way finish as they began: each takes one decision. */
+	/*
+	 * What is under way ends as it began: each read takes one decision, and
+	 * what was sent is waited for in any case.
+	 */
 	if (on)
-		static_branch_enable(&aios_enabled_key);
+		static_branch_enable(sw->key);
 	else
-		static_branch_disable(&aios_enabled_key);
+		static_branch_disable(sw->key);
 	return count;
 }
 
-static struct kobj_attribute enabled_attr = __ATTR_RW(enabled);
+static struct aios_switch enabled_switch = {
+	.attr = __ATTR(enabled, 0644, switch_show, switch_store),
+	.key = &aios_enabled_key,
+};
 
-/* Drivers test it inline. */
-DEFINE_STATIC_KEY_FALSE(aios_enabled_key);
-EXPORT_SYMBOL_GPL(aios_enabled_key);
+static struct aios_switch lbio_writes_switch = {
+	.attr = __ATTR(lbio_writes, 0644, switch_show, switch_store),
+	.key = &lbio_writes_key,
+};
 
 static ssize_t poll_max_ns_show(struct kobject *kobj,
 				struct kobj_attribute *attr, char *buf)
@@ -97,36 +117,9 @@ static ssize_t poll_halt_store(struct kobject *kobj,
 
 static struct kobj_attribute poll_halt_attr = __ATTR_RW(poll_halt);
 
-static ssize_t lbio_writes_show(struct kobject *kobj,
-				struct kobj_attribute *attr, char *buf)
-{
-	return sysfs_emit(buf, "%d\n", static_key_enabled(&lbio_writes_key));
-}
-
-static ssize_t lbio_writes_store(struct kobject *kobj,
-				 struct kobj_attribute *attr, const char *buf,
-				 size_t count)
-{
-	bool on;
-	int error;
-
-	error = kstrtobool(buf, &on);
-	if (error)
-		return error;
-
-	/* What was sent is waited for in any case. */
-	if (on)
-		static_branch_enable(&lbio_writes_key);
-	else
-		static_branch_disable(&lbio_writes_key);
-	return count;
-}
-
-static struct kobj_attribute lbio_writes_attr = __ATTR_RW(lbio_writes);
-
 static struct attribute *aios_attrs[] = {
-	&enabled_attr.attr,
-	&lbio_writes_attr.attr,
+	&enabled_switch.attr.attr,
+	&lbio_writes_switch.attr.attr,
 	&poll_halt_attr.attr,
 	&poll_max_ns_attr.attr,
 	NULL,
