@@ -379,10 +379,15 @@ pub(super) const OBD_DEBUG: Group = Group {
     ..OBD
 };
 
+/// While a kernel looks at what its CPU can do it forgets for a moment that pages have five
+/// levels; KASAN takes what an interrupt uses then for no address.
+const NO5LVL: &str = "no5lvl";
+
 /// Every access to memory is checked: what keeps buffers and what races.
 pub(super) const OBD_KASAN: Group = Group {
     name: "kasan/obd",
     variant: Variant::Kasan,
+    append: &[NO5LVL],
     cases: &[
         ("boots", boots),
         ("checks-memory", checks_memory),
@@ -395,6 +400,7 @@ pub(super) const OBD_KASAN: Group = Group {
         ("devices", obd::devices),
         ("fetched", obd::fetched),
         ("neighbours", obd::neighbours),
+        ("short-of-memory", obd::short_of_memory),
         ("drive-by-failing-lbio", obd::drive_by_failing_lbio),
         ("many", obd::many),
         ("stacked", obd::stacked),
@@ -410,6 +416,7 @@ pub(super) const OBD_KASAN: Group = Group {
         ("writable-detach", obd_writable::detach),
         ("writable-hostile", obd_writable::hostile),
         ("unload", obd::unload),
+        ("leaks-nothing", obd::leaks_nothing),
     ],
     ..OBD
 };
@@ -418,6 +425,7 @@ pub(super) const OBD_KASAN: Group = Group {
 pub(super) const LBIO_KASAN: Group = Group {
     name: "kasan/lbio",
     variant: Variant::Kasan,
+    append: &[NO5LVL],
     cases: &[
         ("boots", boots),
         ("checks-memory", checks_memory),

@@ -184,7 +184,12 @@ pub(super) fn errors_are_read_again(f: &mut Fixture) -> Result<()> {
 /// Who is killed stays until the drive has answered, and is gone then. Who finds no
 /// pages in the CPU's pool goes at once, and leaves time to fill it for the next.
 pub(super) fn killed(f: &mut Fixture) -> Result<()> {
+    // Pages are given back when nobody reads.
     f.raw("raw", false, "")?;
+    f.sh("raw=/sys/kernel/debug/aios/lbio_raw_test
+          for page in 0 20 40 60; do
+              taskset -c 0 dd if=$raw bs=4096 skip=$page count=4 of=/dev/null 2>/dev/null; sleep 0.1
+          done")?;
     f.set_latency(6000)?;
     let ended = f.lbio_during("raw", |f| {
         f.sh("raw=/sys/kernel/debug/aios/lbio_raw_test; pids=

@@ -682,6 +682,91 @@ pub(super) fn neighbours(f: &mut Fixture) -> Result<()> {
     f.long(&script).map(drop)
 }
 
+/// Allocations on the driver's behalf fail, some of them: what is attached, exchanged or read
+/// meanwhile is right, or an error, and right when it is tried again later. Nobody hangs.
+pub(super) fn short_of_memory(f: &mut Fixture) -> Result<()> {
+    let script = prologue(f.obd()?)
+        + "raw=/run/raw dir=/sys/kernel/config/obd/m drive=/dev/nvme0n1
+           # Where the module is, whoever calls it, and whatever it calls.
+           start=$(awk '$1 == \"obd\" { print $6 }' /proc/modules)
+           size=$(awk '$1 == \"obd\" { print $2 }' /proc/modules)
+           end=$(printf 0xffffffff%x $((0x${start#0xffffffff} + size)))
+           faults() {
+               for what in failslab fail_page_alloc; do echo $2 > /sys/kernel/debug/$what/$1; done; }
+           faults require-start $start; faults require-end $end; faults stacktrace-depth 32
+           faults ignore-gfp-wait N; faults times -1; faults verbose 0
+           echo N > /sys/kernel/debug/fail_page_alloc/ignore-gfp-highmem
+           echo 0 > /sys/kernel/debug/fail_page_alloc/min-order
+           drop() { echo 1 > /proc/sys/vm/drop_caches; }
+
+           fio --name=w --filename=$raw --size=4m --bs=64k --rw=write --ioengine=psync \
+               --randseed=7 --buffer_compress_percentage=50 --refill_buffers --minimal > /dev/null
+           $obd convert --engine=cache --output $raw.4.layer $raw > /dev/null
+           $obd convert --engine=cache --algorithm zstd --block-size 64 --output $raw.64.layer $raw \
+               > /dev/null
+           dd if=$raw.4.layer of=$drive bs=1M conv=fsync 2>/dev/null
+           well=0 ill=0
+           part() {
+               drop
+               if dd if=$dev bs=$2 skip=$1 count=1 $3 of=/run/got 2>/dev/null; then
+                   well=$((well + 1)); dd if=$raw bs=$2 skip=$1 count=1 2>/dev/null | cmp - /run/got
+               else
+                   ill=$((ill + 1))
+               fi; }
+           for layer in $raw.4.layer $raw.64.layer $drive; do
+               tries=0 dev=
+               while [ -z \"$dev\" ]; do
+                   for probability in 1 3 10 30; do
+                       faults probability $probability
+                       if dev=$($obd attach --name m $layer 2>/dev/null); then
+                           part 3 64k; part 9 4k iflag=direct
+                           faults probability 0; cmp $raw $dev; $obd detach m; dev=
+                       fi
+                       tries=$((tries + 1)); faults probability 0
+                       [ -z \"$($obd list)\" ]
+                   done
+                   [ $tries -lt 24 ] || dev=$($obd attach --name m $layer)
+               done
+               well=0 ill=0
+               for probability in 1 10 50; do
+                   faults probability $probability
+                   for i in 1 2 3; do
+                       part $((i * 5)) 200k; part $((i * 7)) 64k iflag=direct
+                       part $((i * 200)) 4k; part $((i * 300)) 4k iflag=direct
+                       echo 0 1 $layer 2>/dev/null > $dir/exchange || :
+                   done
+                   fio --name=r --filename=$dev --readonly --direct=1 --rw=randread --bsrange=4k-128k \
+                       --ioengine=libaio --iodepth=16 --io_size=1m --continue_on_error=io --thread \
+                       --minimal > /dev/null 2>&1 || :
+                   faults probability 0
+               done
+               echo \"$layer: $well reads went well, $ill did not\"; [ $well -gt 0 ]
+               drop; cmp $raw $dev; dd if=$dev iflag=direct bs=4k 2>/dev/null | cmp - $raw
+               $obd detach m
+           done
+           rm $raw $raw.*";
+    f.long(&script).map(drop)
+}
+
+/// What the driver took it gave back: kmemleak finds nothing that is lost, with the module there,
+/// which is gone afterwards, and without. The kernel's own tests of ext4, which run when it boots,
+/// lose something.
+pub(super) fn leaks_nothing(f: &mut Fixture) -> Result<()> {
+    let script = prologue(f.obd()?)
+        + "leaks=/sys/kernel/debug/kmemleak
+           # What is younger than five seconds is not looked at.
+           scan() { sleep 6; echo scan > $leaks; sleep 1; echo scan > $leaks
+               awk 'BEGIN { RS = \"unreferenced object\" } NR > 1 && !/\"kunit_try_catch\"/' \
+                   $leaks > /run/leaks
+               no grep . /run/leaks >&2; }
+           dev=$($obd attach a-l08-zstd-16k.layer); cat $dev > /dev/null; $obd detach $dev
+           # That it found something is not yet a fault.
+           level=$(cut -f1 /proc/sys/kernel/printk); dmesg -n 5
+           scan; rmmod obd; scan
+           dmesg -n $level";
+    f.long(&script).map(drop)
+}
+
 /// Many devices, read at once; each has its own data.
 pub(super) fn many(f: &mut Fixture) -> Result<()> {
     let script = prologue(f.obd()?)
