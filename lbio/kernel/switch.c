@@ -19,10 +19,6 @@
 
 #include "internal.h"
 
-/* Drivers test it inline. */
-DEFINE_STATIC_KEY_FALSE(aios_enabled_key);
-EXPORT_SYMBOL_GPL(aios_enabled_key);
-
 /* A file with 0 or 1, which switches a static key. */
 struct aios_switch {
 	struct kobj_attribute attr;
@@ -68,6 +64,10 @@ static struct aios_switch lbio_writes_switch = {
 	.attr = __ATTR(lbio_writes, 0644, switch_show, switch_store),
 	.key = &lbio_writes_key,
 };
+
+/* Drivers test it inline. */
+DEFINE_STATIC_KEY_FALSE(aios_enabled_key);
+EXPORT_SYMBOL_GPL(aios_enabled_key);
 
 static ssize_t poll_max_ns_show(struct kobject *kobj,
 				struct kobj_attribute *attr, char *buf)

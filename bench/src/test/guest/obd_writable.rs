@@ -169,7 +169,7 @@ pub(super) fn writers_die(f: &mut Fixture) -> Result<()> {
          no test -e /run/synced; [ $(stat commits) = 0 ]
          writer; wait $sync; test -e /run/synced; drop; cmp -n 4194304 $raw $dev; gone; rm /run/synced
 
-         dmesg -C; disk size=$((16 << 20)) memory=$((1 << 20)) commit_ms=100 writer_ms=500
+         dmesg -C; disk size=$((16 << 20)) memory=$((1 << 20)) commit_ms=100 writer_ms=3000
          no dd if=$raw of=$dev bs=64k oflag=direct 2>/run/why
          grep -q 'Input/output error' /run/why
          dmesg | grep -q 'obd.*no writer, nothing is written'
