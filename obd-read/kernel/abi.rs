@@ -9,9 +9,16 @@
 //! | [`BIND`] | this open file is the writer of a disk from here on, until it is closed |
 //! | [`NEXT`] | waits for a frozen layer; the same one until it is stacked |
 //! | [`EXTENTS`] | what is in it, in order of blocks |
-//! | `mmap()` | its data, read-only: the pages of the extents that are not zeros, in order |
+//! | `mmap()` | the data of what the last [`NEXT`] or [`SEAL`] gave: pages in order, read-only |
 //! | [`STACK`] | puts a layer into the image, and drops the frozen one that it is made of |
 //! | [`FAILED`] | that could not be done, which fails the flushes that wait |
+//! | [`LOGGED`] | the frozen layer is durable in a log of the writer's, which ends these flushes |
+//! | [`SEAL`] | what was logged is to become a layer, which the writer is lent as frozen ones are |
+//!
+//! The mapping has the pages of the extents that are not zeros, one behind the other.
+//!
+//! A writer without a log makes a layer of whatever is frozen, and needs neither of the last two.
+//! One with a log reads back what it says there when it is attached again: the driver does not.
 
 use kernel::{
     ioctl::{
@@ -32,15 +39,24 @@ pub(super) const BIND: u32 = _IOWR::<Bind>(TYPE, 0xb0);
 /// Waits `timeout_ms` at most for something to be frozen. `ETIMEDOUT`, `EINTR`; `ESHUTDOWN` once
 /// the disk is gone. This and all below: `ENOTCONN` unless this file is a writer's.
 pub(super) const NEXT: u32 = _IOWR::<Next>(TYPE, 0xb1);
-/// Writes `nr` extents from the one with the index `first` on to `to`. `ESTALE` if `id` is not
-/// frozen, `EINVAL` if there are fewer.
+/// Writes `nr` extents from the one with the index `first` on to `to`. `ESTALE` if `id` is neither
+/// frozen nor sealed, `EINVAL` if there are fewer.
 pub(super) const EXTENTS: u32 = _IOW::<Extents>(TYPE, 0xb2);
-/// Puts the layer at `path` in place of the `nr` layers from `first` on, and drops the frozen layer
-/// `id`, if that is not 0. `ESTALE` if it is not frozen, `EINVAL` for layers that are not there or
-/// another size, `EBUSY` while this is done already, and what attaching fails with.
+/// Puts the layer at `path` in place of the `nr` layers from `first` on, and drops the frozen or
+/// sealed layer `id`, if that is not 0. `ESTALE` if it is neither, `EINVAL` for layers that are not
+/// there or another size, `EBUSY` while this is done already, or for a frozen layer while something
+/// is logged or sealed, which is older, and what attaching fails with.
 pub(super) const STACK: u32 = _IOW::<Stack>(TYPE, 0xb3);
 /// Flushes that wait for `id` fail with `ENOSPC` if that is `errno`, else with `EIO`. It stays.
 pub(super) const FAILED: u32 = _IOW::<Failed>(TYPE, 0xb4);
+/// The frozen layer `id` is durable in the writer's log, and is read from memory until a sealed
+/// layer has it. `ESTALE` if it is not frozen, `EBUSY` while it is being stacked, or a sealed layer
+/// has something that is in no log.
+pub(super) const LOGGED: u32 = _IOWR::<Logged>(TYPE, 0xb5);
+/// Makes a sealed layer of all that is logged, and of the frozen one over it if there is one,
+/// which is frozen no more; the same one until it is stacked. `ENODATA` if there is nothing,
+/// `EBUSY` while a layer is being stacked; `ESHUTDOWN`.
+pub(super) const SEAL: u32 = _IOWR::<Seal>(TYPE, 0xb6);
 
 #[repr(C)]
 #[derive(Clone, Copy)]
@@ -106,6 +122,28 @@ pub(super) struct Failed {
     pub(super) reserved: u32,
 }
 
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(super) struct Logged {
+    pub(super) id: u64,
+    /// Why there is to be a layer of what is logged now, as [`Next::reason`]; 0: it can wait.
+    pub(super) wanted: u32,
+    pub(super) reserved: u32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(super) struct Seal {
+    /// 1: nothing is to be sealed that is not sealed yet.
+    pub(super) flags: u32,
+    pub(super) reserved: u32,
+    /// Never 0, nor that of another one of this attachment, frozen or sealed.
+    pub(super) id: u64,
+    pub(super) extents: u64,
+    /// Of the mapping.
+    pub(super) bytes: u64,
+}
+
 // SAFETY: Integers, and no padding between them.
 unsafe impl FromBytes for Bind {}
 // SAFETY: As above.
@@ -122,3 +160,11 @@ unsafe impl AsBytes for Extent {}
 unsafe impl FromBytes for Stack {}
 // SAFETY: As above.
 unsafe impl FromBytes for Failed {}
+// SAFETY: As above.
+unsafe impl FromBytes for Logged {}
+// SAFETY: As above.
+unsafe impl AsBytes for Logged {}
+// SAFETY: As above.
+unsafe impl FromBytes for Seal {}
+// SAFETY: As above.
+unsafe impl AsBytes for Seal {}

@@ -750,14 +750,15 @@ impl AttributeOperations<5> for Config {
         let device = attached.disk.queue_data();
         let stack = device.stack();
         let (hits, misses) = stack.content.cached();
-        let (memory, frozen, most) = device.dirty().map_or((0, 0, 0), |dirty| dirty.memory());
+        let memory = device.dirty().map(|dirty| dirty.memory());
+        let memory = memory.unwrap_or_default();
         print(
             page,
             fmt!(
                 "reads {}\nzeros {}\ndirect {}\nfetched {}\nsectors {}\nerrors {}\n\
                  index_bytes {}\ntable_bytes {}\ncache_hits {}\ncache_misses {}\n\
                  writes {}\ndirty_bytes {}\nfrozen_bytes {}\nmost_bytes {}\ncommits {}\n\
-                 failed_commits {}\n",
+                 failed_commits {}\nlogged_bytes {}\nlogged {}\n",
                 device.counts.reads.load(Relaxed),
                 device.counts.zeros.load(Relaxed),
                 device.counts.direct.load(Relaxed),
@@ -769,11 +770,13 @@ impl AttributeOperations<5> for Config {
                 hits,
                 misses,
                 device.counts.writes.load(Relaxed),
-                memory,
-                frozen,
-                most,
+                memory.all,
+                memory.lent,
+                memory.most,
                 device.counts.commits.load(Relaxed),
                 device.counts.failed_commits.load(Relaxed),
+                memory.logged,
+                device.counts.logged.load(Relaxed),
             ),
         )
     }

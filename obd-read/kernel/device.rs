@@ -126,6 +126,8 @@ pub(crate) struct Counts {
     pub(crate) fetched: Atomic<u64>,
     /// Layers that were stacked.
     pub(crate) commits: Atomic<u64>,
+    /// How often the writer had what was frozen in its log.
+    pub(crate) logged: Atomic<u64>,
     /// How often the writer could not make one.
     pub(crate) failed_commits: Atomic<u64>,
     /// Writes, discards and writes of zeros that were served.
@@ -174,6 +176,7 @@ impl Device {
                     direct: Atomic::new(0),
                     fetched: Atomic::new(0),
                     commits: Atomic::new(0),
+                    logged: Atomic::new(0),
                     failed_commits: Atomic::new(0),
                     writes: Atomic::new(0),
                     sectors: Atomic::new(0),
@@ -215,9 +218,9 @@ impl Device {
         self.dirty.as_deref()
     }
 
-    /// Puts the layer at `path`, which is made of the frozen layer `id`, as
+    /// Puts the layer at `path`, which is made of the layer `id` that the writer was lent, as
     /// [`Device::exchange`] does; 0 is none.
-    pub(crate) fn stack_frozen(
+    pub(crate) fn stack_lent(
         &self,
         id: u64,
         first: usize,
@@ -227,19 +230,22 @@ impl Device {
         let dirty = self
             .dirty()
             .ok_or(Failure::whole(EOPNOTSUPP, "it is read-only"))?;
-        self.pool.exchange(|stack| {
-            if id > 0 {
-                dirty
-                    .frozen(id)
-                    .map_err(|error| Failure::whole(error, "that is not what is frozen"))?;
-            }
-            stack.exchanged(first, nr, path)
-        })?;
-        if id > 0 {
-            dirty.stacked(id, self.stack().number);
-            self.counts.commits.add(1, Relaxed);
-            self.wake_writes();
+        if id == 0 {
+            return self.exchange(first, nr, path);
         }
+        dirty.stacks(id).map_err(|error| {
+            let text = match error == EBUSY {
+                true => "something older is not stacked",
+                false => "that is neither frozen nor sealed",
+            };
+            Failure::whole(error, text)
+        })?;
+        let exchanged = self.exchange(first, nr, path);
+        let newest = exchanged.as_ref().ok().map(|()| self.stack().number);
+        dirty.stacked(id, newest);
+        exchanged?;
+        self.counts.commits.add(1, Relaxed);
+        self.wake_writes();
         Ok(())
     }
 

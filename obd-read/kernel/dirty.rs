@@ -5,23 +5,43 @@
 //! # Where a block is
 //!
 //! Written blocks are put into the active layer. Freezing makes it the frozen one, of which there
-//! is one at most, and puts an empty one in its place, in one step. Stacking puts the layer that
-//! the writer made of the frozen one on the image, and drops the frozen one. A block is what the
-//! first of these knows of it: active, frozen, image. The image comes first when a layer is
-//! stacked, so there is no moment at which a block is nowhere; who reads looks the other way round:
-//! first here, then in the image, which must be as new as what was dropped here
-//! ([`State::newest`], checked by [`Dirty::serve`] under the lock). A reader whose image is older
-//! begins again.
+//! is one at most, and puts an empty one in its place, in one step. The writer makes a layer of the
+//! image of it, or has it in a log of its own, which is sooner done. In the log it is durable as
+//! well, but not to be read: it is put over the logged layer, whatever that had of the same blocks.
+//! Sealing makes the logged layer, with the frozen one over it if there is one, the sealed one, of
+//! which there is one at most, too, and of which the writer makes a layer of the image.
+//!
+//! Stacking puts the layer that the writer made of the sealed one, or of a frozen one where nothing
+//! is logged or sealed, on the image, and drops that one. A block is what the first of these knows
+//! of it: active, frozen, logged, sealed, image. The image comes first when a layer is stacked, so
+//! there is no moment at which a block is nowhere; who reads looks the other way round: first here,
+//! then in the image, which must be as new as what was dropped here ([`State::newest`], checked by
+//! [`Dirty::serve`] under the lock). A reader whose image is older begins again.
 //!
 //! A write of a part of a block that is in the image only reads that without the lock. What it
 //! read is used if nothing was frozen or stacked meanwhile ([`State::round`]), and nobody else had
-//! the block put into the active layer, which then is what is changed.
+//! the block put into the active layer, which then is what is changed. Between frozen, logged and
+//! sealed a block may move meanwhile: in one of them it is not in the image only.
+//!
+//! # What is durable
+//!
+//! All that was frozen at one time is durable at one time, and in the order in which it was frozen.
+//! So nothing may be said to be in the log while something older is in neither the log nor the
+//! image: a sealed layer with a frozen one in it that was not logged ([`State::unlogged`]) has to
+//! be stacked first. Flushes wait for the first that has all that was written before them: active,
+//! frozen, or such a sealed layer. The rest is durable.
 //!
 //! # The lock
 //!
 //! `state` is taken on the way of I/O, from any context that may sleep, and held to copy what one
 //! block is, or what a request reads. Nobody allocates, reads, copies to or from user space or
 //! ends a request under it. So it comes last.
+//!
+//! What the writer is lent, frozen and sealed, it looks at without that lock, but under `lent`, as
+//! does who merges the frozen layer into the logged one: he is alone with it then. Nobody touches
+//! memory of user space under `lent`: it is taken by who maps, who has the lock of all mappings.
+//! Layers are stacked without either, so who begins that says so ([`State::stacking`]), and nobody
+//! merges what is being stacked.
 //!
 //! # Who waits
 //!
@@ -45,7 +65,10 @@ use crate::layer0::{
     Spare,
     BLOCK, //
 };
-use core::mem;
+use core::mem::{
+    self,
+    MaybeUninit, //
+};
 use kernel::{
     alloc::{
         flags::__GFP_NOWARN,
@@ -120,10 +143,12 @@ pub(crate) enum Reason {
     Detach = 4,
 }
 
-/// A layer that does not change any more.
+/// A layer that does not change any more: the frozen or the sealed one.
 pub(crate) struct Frozen {
     pub(crate) id: u64,
-    pub(crate) reason: Reason,
+    /// When the first block came to it.
+    since: Instant<Monotonic>,
+    reason: Reason,
     pub(crate) blocks: Blocks,
 }
 
@@ -136,6 +161,9 @@ pub(crate) struct Dirty {
     pub(crate) limits: Limits,
     /// Whether there may be any. It becomes false under the lock, after the image has them.
     any: Atomic<bool>,
+    /// Who has it may look at what is lent to the writer.
+    #[pin]
+    lent: Mutex<()>,
     #[pin]
     state: Mutex<State>,
     /// Something that the writer, or who detaches the disk, waits for.
@@ -148,6 +176,19 @@ struct State {
     /// When the first block came to the active layer.
     since: Instant<Monotonic>,
     frozen: Option<Arc<Frozen>>,
+    /// What is in the writer's log.
+    logged: Blocks,
+    /// When the first block of it had come to the active layer.
+    logged_since: Instant<Monotonic>,
+    sealed: Option<Arc<Frozen>>,
+    /// Something in the sealed layer is in no log.
+    unlogged: bool,
+    /// The writer has a log: what is frozen will be merged.
+    logs: bool,
+    /// Which layer is being stacked; 0: none.
+    stacking: u64,
+    /// A table that nobody needs.
+    spare: Option<Blocks>,
     last_id: u64,
     /// Most bytes of memory that were ever in use.
     most: usize,
@@ -163,6 +204,10 @@ struct State {
     flushes: Requests,
     /// Flushes that wait for the frozen layer.
     committing: Requests,
+    /// Flushes that wait for the sealed layer.
+    sealing: Requests,
+    /// Flushes that have waited long enough.
+    done: Requests,
     /// There is a writer.
     writer: bool,
     /// When the last one went.
@@ -177,32 +222,88 @@ struct State {
 
 impl State {
     fn is_clean(&self) -> bool {
-        self.active.is_empty() && self.frozen.is_none()
+        self.is_durable() && self.logged.is_empty() && self.sealed.is_none()
+    }
+
+    /// Whether all is in the image or in the log.
+    fn is_durable(&self) -> bool {
+        self.active.is_empty() && self.frozen.is_none() && !self.unlogged
     }
 
     /// Bytes of memory in use.
     fn memory(&self) -> usize {
-        let frozen = self.frozen.as_ref();
-        self.active.memory() + frozen.map_or(0, |frozen| frozen.blocks.memory())
+        self.active.memory() + self.logged.memory() + self.lent_memory()
+    }
+
+    /// Bytes of memory in what is lent to the writer.
+    fn lent_memory(&self) -> usize {
+        let lent = [&self.frozen, &self.sealed].into_iter().flatten();
+        lent.map(|frozen| frozen.blocks.memory()).sum()
+    }
+
+    /// Entries that the next layer of the image has, if what is frozen becomes part of it.
+    fn entries(&self) -> usize {
+        let frozen = self.frozen.as_ref().filter(|_| self.logs);
+        let frozen = frozen.map_or(0, |frozen| frozen.blocks.entries());
+        self.active.entries() + frozen + self.logged.entries()
     }
 
     /// What the layers here know of `block`.
     fn get(&self, block: usize) -> &Entry {
-        match (self.active.get(block), &self.frozen) {
-            (Entry::Below, Some(frozen)) => frozen.blocks.get(block),
-            (entry, _) => entry,
+        let frozen = self.frozen.as_ref().map(|frozen| &frozen.blocks);
+        let sealed = self.sealed.as_ref().map(|sealed| &sealed.blocks);
+        let layers = [Some(&self.active), frozen, Some(&self.logged), sealed];
+        let mut entries = layers.into_iter().flatten().map(|layer| layer.get(block));
+        entries
+            .find(|entry| !matches!(entry, Entry::Below))
+            .unwrap_or(&Entry::Below)
+    }
+
+    /// The layer that the writer was lent by that name.
+    fn lent(&self, id: u64) -> Option<&Arc<Frozen>> {
+        let lent = [&self.frozen, &self.sealed].into_iter().flatten();
+        lent.into_iter().find(|frozen| frozen.id == id)
+    }
+
+    /// Whether the frozen layer, if there is one, has this `id`.
+    fn is_frozen(&self, id: u64) -> bool {
+        self.frozen.as_ref().is_some_and(|frozen| frozen.id == id)
+    }
+
+    /// Whether the sealed layer, if there is one, has this `id`.
+    fn is_sealed(&self, id: u64) -> bool {
+        self.sealed.as_ref().is_some_and(|sealed| sealed.id == id)
+    }
+
+    /// When the oldest block came that is in no layer of the writer's.
+    fn oldest(&self) -> Option<Instant<Monotonic>> {
+        match (self.logged.is_empty(), self.active.is_empty()) {
+            (false, _) => Some(self.logged_since),
+            (true, false) => Some(self.since),
+            (true, true) => None,
         }
     }
 
-    /// Why the active layer is to be frozen now, if there is anything in it.
+    /// Why the active layer is to be frozen now, if it is. It may be that nothing is in it, but in
+    /// the logged one, for which the writer is to be woken.
     fn reason(&self, limits: &Limits) -> Option<Reason> {
-        let age = self.since.elapsed().as_millis();
-        if self.active.is_empty() {
-            None
-        } else if self.detaching {
+        let wanted = self.layer_wanted(limits);
+        match wanted {
+            Some(Reason::Detach) => wanted,
+            _ if !self.flushes.is_empty() => Some(Reason::Flush),
+            _ => wanted,
+        }
+    }
+
+    /// Why the image is to have one more layer now of what is active and logged, if it is.
+    fn layer_wanted(&self, limits: &Limits) -> Option<Reason> {
+        // One at a time.
+        if self.sealed.is_some() {
+            return None;
+        }
+        let age = self.oldest()?.elapsed().as_millis();
+        if self.detaching {
             Some(Reason::Detach)
-        } else if !self.flushes.is_empty() {
-            Some(Reason::Flush)
         } else if !self.writes.is_empty() || self.is_large(limits) {
             Some(Reason::Size)
         } else if limits.commit_ms > 0 && age >= i64::from(limits.commit_ms) {
@@ -212,20 +313,84 @@ impl State {
         }
     }
 
-    /// Whether the active layer is large enough for the writer.
+    /// How long it takes until something is old enough for the writer, if it will be.
+    fn until_old(&self, limits: &Limits) -> Option<i64> {
+        let oldest = self.oldest()?;
+        let is_due = limits.commit_ms > 0 && self.sealed.is_none();
+        is_due.then(|| i64::from(limits.commit_ms) - oldest.elapsed().as_millis())
+    }
+
+    /// Whether what is active and logged is large enough for the writer.
     fn is_large(&self, limits: &Limits) -> bool {
-        self.active.memory() >= limits.commit_bytes || self.active.entries() >= MANY
+        let memory = self.active.memory() + self.logged.memory();
+        memory >= limits.commit_bytes || self.entries() >= MANY
+    }
+
+    /// Whether the writer is to be woken for what came to the active layer.
+    fn wakes(&self, limits: &Limits) -> bool {
+        self.frozen.is_none() && self.sealed.is_none() && self.is_large(limits)
     }
 
     /// Whether so much more can be put into the active layer.
     fn has_room(&self, limits: &Limits, bytes: usize) -> bool {
-        self.memory() + bytes <= limits.memory && self.active.entries() < MOST
+        self.memory() + bytes <= limits.memory && self.entries() < MOST
+    }
+
+    /// Puts the frozen layer over the logged one. `lent` is held.
+    fn absorb_frozen(&mut self) {
+        let Some(frozen) = self.frozen.take() else {
+            return;
+        };
+        // Nobody else has one: others have theirs under `lent` only.
+        let Some(mut frozen) = Arc::into_unique_or_drop(frozen) else {
+            kernel::warn_on!(true);
+            return;
+        };
+        if frozen.blocks.is_empty() {
+            return;
+        }
+        if self.logged.is_empty() {
+            self.logged_since = frozen.since;
+        }
+        self.logged.absorb(&mut frozen.blocks);
+        self.spare = Some(mem::replace(&mut frozen.blocks, Blocks::none()));
+    }
+
+    /// Those who wait for the frozen layer have waited long enough.
+    fn committing_ends(&mut self) {
+        Self::move_all(&mut self.committing, &mut self.done);
+    }
+
+    /// Those who wait for the sealed layer have waited long enough.
+    fn sealing_ends(&mut self) {
+        Self::move_all(&mut self.sealing, &mut self.done);
+    }
+
+    fn move_all(from: &mut Requests, to: &mut Requests) {
+        while let Some(rq) = from.pop() {
+            // There is room for all there can be.
+            if to.push_within_capacity(rq).is_err() {
+                return;
+            }
+        }
     }
 
     /// Whether nothing is to be written.
     fn refuses(&self) -> bool {
         self.stopped || self.gone
     }
+}
+
+/// Bytes of memory in use.
+#[derive(Default)]
+pub(crate) struct Memory {
+    pub(crate) all: usize,
+    /// Of these, in what the writer has in hand.
+    pub(crate) lent: usize,
+    /// Of these, in the logged layer.
+    pub(crate) logged: usize,
+    /// Most that ever were.
+    pub(crate) most: usize,
 }
 
 /// What became of a request that writes.
@@ -278,6 +443,7 @@ impl Dirty {
         try_pin_init!(Self {
             limits,
             any: Atomic::new(false),
+            lent <- new_mutex!((), "obd::Dirty::lent"),
             state <- {
                 let list = || KVec::with_capacity(requests, GFP_KERNEL);
                 new_mutex!(
@@ -285,6 +451,13 @@ impl Dirty {
                         active: Blocks::new(limits.size)?,
                         since: Instant::now(),
                         frozen: None,
+                        logged: Blocks::new(limits.size)?,
+                        logged_since: Instant::now(),
+                        sealed: None,
+                        unlogged: false,
+                        logs: false,
+                        stacking: 0,
+                        spare: None,
                         last_id: 0,
                         most: 0,
                         round: 0,
@@ -292,6 +465,8 @@ impl Dirty {
                         writes: list()?,
                         flushes: list()?,
                         committing: list()?,
+                        sealing: list()?,
+                        done: list()?,
                         writer: false,
                         alone: Instant::now(),
                         stopped: false,
@@ -311,12 +486,15 @@ impl Dirty {
         !self.any.load(Acquire)
     }
 
-    /// Bytes of memory in use, of these in the frozen layer, and most that ever were.
-    pub(crate) fn memory(&self) -> (usize, usize, usize) {
+    /// How much memory is in use.
+    pub(crate) fn memory(&self) -> Memory {
         let state = self.state.lock();
-        let frozen = state.frozen.as_ref();
-        let frozen = frozen.map_or(0, |frozen| frozen.blocks.memory());
-        (state.memory(), frozen, state.most)
+        Memory {
+            all: state.memory(),
+            lent: state.lent_memory(),
+            logged: state.logged.memory(),
+            most: state.most,
+        }
     }
 
     /// Copies what is here of the `len` bytes from byte `offset` of the disk on to `to`, as far as
@@ -433,7 +611,7 @@ impl Dirty {
         }
         self.begins(&mut state);
         let old = state.active.zero_chunk(block);
-        if state.frozen.is_none() && state.is_large(&self.limits) {
+        if state.wakes(&self.limits) {
             self.changed.notify_all();
         }
         drop(state);
@@ -536,7 +714,7 @@ impl Dirty {
         self.begins(&mut state);
         state.active.set(piece.block, entry, &mut hand.leaf);
         state.most = state.most.max(state.memory());
-        if state.frozen.is_none() && state.is_large(&self.limits) {
+        if state.wakes(&self.limits) {
             self.changed.notify_all();
         }
         Put::Done
@@ -558,7 +736,7 @@ impl Dirty {
             match (state.get(piece.block), &hand.below) {
                 // SAFETY: By the requirements of this function.
                 (Entry::Zeros, _) => unsafe { page.fill_zero_raw(0, BLOCK)? },
-                // SAFETY: As above; nobody writes to pages of the frozen layer.
+                // SAFETY: As above; nobody writes to pages of layers below the active one.
                 (Entry::Data(from), _) => unsafe { copy_page(from, page)? },
                 (Entry::Below, Some((bytes, block, round)))
                     if *block == piece.block && *round == state.round =>
@@ -590,18 +768,19 @@ impl Dirty {
         refused.map(|full| full.0)
     }
 
-    /// Takes a flush, until all that was written is in the image, or returns what it ends with.
+    /// Takes a flush, until all that was written is durable, or returns what it ends with.
     pub(crate) fn flush(&self, rq: ARef<Request<Disk>>) -> Option<(ARef<Request<Disk>>, Result)> {
         let mut state = self.state.lock();
-        if state.is_clean() {
+        if state.is_durable() {
             return Some((rq, Ok(())));
         }
         if state.refuses() {
             return Some((rq, Err(EIO)));
         }
-        let list = match state.active.is_empty() {
-            true => &mut state.committing,
-            false => &mut state.flushes,
+        let list = match (state.active.is_empty(), &state.frozen) {
+            (false, _) => &mut state.flushes,
+            (true, Some(_)) => &mut state.committing,
+            (true, None) => &mut state.sealing,
         };
         // There is room for all there can be.
         let refused = list.push_within_capacity(rq).err();
@@ -609,24 +788,24 @@ impl Dirty {
         refused.map(|full| (full.0, Err(EIO)))
     }
 
-    /// Freezes the active layer when there is a reason, for which it waits, or returns the one that
-    /// is frozen.
-    pub(crate) fn next(&self, timeout_ms: u32) -> Result<Arc<Frozen>> {
+    /// Freezes the active layer when there is a reason, for which it waits. Returns which one is
+    /// frozen, and why.
+    pub(crate) fn next(&self, timeout_ms: u32) -> Result<(u64, Reason)> {
         let begin = Instant::<Monotonic>::now();
         let mut fresh = None;
         let mut state = self.state.lock();
         loop {
             if let Some(frozen) = &state.frozen {
-                return Ok(frozen.clone());
+                return Ok((frozen.id, frozen.reason));
             }
             if state.gone {
                 return Err(ESHUTDOWN);
             }
             if let Some(reason) = state.reason(&self.limits) {
                 let Some((blocks, room)) = fresh.take() else {
+                    let spare = state.spare.take();
                     drop(state);
-                    let room = UniqueArc::<Frozen>::new_uninit(GFP_KERNEL)?;
-                    fresh = Some((Blocks::new(self.limits.size)?, room));
+                    fresh = Some(self.room(spare)?);
                     state = self.state.lock();
                     continue;
                 };
@@ -636,10 +815,7 @@ impl Dirty {
             if left <= 0 {
                 return Err(ETIMEDOUT);
             }
-            let until_old = match state.active.is_empty() || self.limits.commit_ms == 0 {
-                true => left,
-                false => i64::from(self.limits.commit_ms) - state.since.elapsed().as_millis(),
-            };
+            let until_old = state.until_old(&self.limits).unwrap_or(left);
             let result = self
                 .changed
                 .wait_interruptible_timeout(&mut state, jiffies(left.min(until_old)));
@@ -649,22 +825,31 @@ impl Dirty {
         }
     }
 
+    /// Memory for one more layer, with `spare` for a table, if there is one.
+    fn room(&self, spare: Option<Blocks>) -> Result<(Blocks, UniqueArc<MaybeUninit<Frozen>>)> {
+        let blocks = match spare {
+            Some(spare) => spare,
+            None => Blocks::new(self.limits.size)?,
+        };
+        Ok((blocks, UniqueArc::new_uninit(GFP_KERNEL)?))
+    }
+
     fn freeze(
         state: &mut State,
         reason: Reason,
         fresh: Blocks,
-        room: UniqueArc<core::mem::MaybeUninit<Frozen>>,
-    ) -> Arc<Frozen> {
+        room: UniqueArc<MaybeUninit<Frozen>>,
+    ) -> (u64, Reason) {
         state.last_id += 1;
         state.round += 1;
-        let frozen: Arc<Frozen> = room
-            .write(Frozen {
-                id: state.last_id,
-                reason,
-                blocks: mem::replace(&mut state.active, fresh),
-            })
-            .into();
-        state.frozen = Some(frozen.clone());
+        let id = state.last_id;
+        let frozen = room.write(Frozen {
+            id,
+            since: state.since,
+            reason,
+            blocks: mem::replace(&mut state.active, fresh),
+        });
+        state.frozen = Some(frozen.into());
         // Nobody waits for a frozen layer when there is none.
         let State {
             flushes,
@@ -672,28 +857,120 @@ impl Dirty {
             ..
         } = state;
         mem::swap(flushes, committing);
-        frozen
+        (id, reason)
     }
 
-    /// The frozen layer, if it is that one.
-    pub(crate) fn frozen(&self, id: u64) -> Result<Arc<Frozen>> {
-        let frozen = self.state.lock().frozen.clone();
-        frozen.filter(|frozen| frozen.id == id).ok_or(ESTALE)
-    }
-
-    /// The frozen layer, if there is one.
-    pub(crate) fn any_frozen(&self) -> Option<Arc<Frozen>> {
-        self.state.lock().frozen.clone()
-    }
-
-    /// Drops the frozen layer `id`, which is in the image with the number `newest`, and ends the
-    /// flushes that waited for it.
-    pub(crate) fn stacked(&self, id: u64, newest: u64) {
+    /// The frozen layer `id` is in the writer's log: ends the flushes that waited for it. Returns
+    /// why there is to be a layer of what is logged now, if there is.
+    pub(crate) fn logged(&self, id: u64) -> Result<Option<Reason>> {
+        let lent = self.lent.lock();
         let mut state = self.state.lock();
-        if state.frozen.as_ref().is_none_or(|frozen| frozen.id != id) {
-            return;
+        if !state.is_frozen(id) {
+            return Err(ESTALE);
         }
-        let frozen = state.frozen.take();
+        // What is older first.
+        if state.unlogged || state.stacking == id {
+            return Err(EBUSY);
+        }
+        state.logs = true;
+        state.absorb_frozen();
+        state.committing_ends();
+        let wanted = state.layer_wanted(&self.limits);
+        self.changed.notify_all();
+        drop(state);
+        drop(lent);
+        self.end_done();
+        Ok(wanted)
+    }
+
+    /// Seals what is logged and frozen, if nothing is sealed yet, and `make` says so. Returns what
+    /// is sealed; [`ENODATA`] if there is nothing.
+    pub(crate) fn seal(&self, make: bool) -> Result<u64> {
+        let _lent = self.lent.lock();
+        let mut fresh = None;
+        loop {
+            let mut state = self.state.lock();
+            if state.gone {
+                return Err(ESHUTDOWN);
+            }
+            if let Some(sealed) = &state.sealed {
+                return Ok(sealed.id);
+            }
+            if !make || state.frozen.is_none() && state.logged.is_empty() {
+                return Err(ENODATA);
+            }
+            if state.stacking != 0 {
+                return Err(EBUSY);
+            }
+            let Some((blocks, room)) = fresh.take() else {
+                let spare = state.spare.take();
+                drop(state);
+                fresh = Some(self.room(spare)?);
+                continue;
+            };
+            let frozen = state.frozen.as_ref();
+            state.unlogged = frozen.is_some_and(|frozen| !frozen.blocks.is_empty());
+            state.logs = true;
+            state.absorb_frozen();
+            // Nobody waits for a sealed layer when there is none, nor for a frozen one then.
+            let State {
+                committing,
+                sealing,
+                ..
+            } = &mut *state;
+            mem::swap(committing, sealing);
+            state.last_id += 1;
+            let id = state.last_id;
+            let sealed = room.write(Frozen {
+                id,
+                since: state.logged_since,
+                reason: Reason::Size,
+                blocks: mem::replace(&mut state.logged, blocks),
+            });
+            state.sealed = Some(sealed.into());
+            return Ok(id);
+        }
+    }
+
+    /// Looks at the frozen layer, or the sealed one, if that is `id`.
+    pub(crate) fn lend<T>(&self, id: u64, look: impl FnOnce(&Frozen) -> T) -> Result<T> {
+        let _lent = self.lent.lock();
+        let frozen = self.state.lock().lent(id).cloned().ok_or(ESTALE)?;
+        // It is dropped before the lock.
+        Ok(look(&frozen))
+    }
+
+    /// The layer `id` is about to be stacked: [`ESTALE`] if that is neither the frozen one nor the
+    /// sealed one, [`EBUSY`] if something older would be over it. [`Dirty::stacked`] comes next.
+    pub(crate) fn stacks(&self, id: u64) -> Result {
+        let mut state = self.state.lock();
+        if state.lent(id).is_none() {
+            return Err(ESTALE);
+        }
+        let is_bottom = state.sealed.is_none() && state.logged.is_empty();
+        if state.stacking != 0 || state.is_frozen(id) && !is_bottom {
+            return Err(EBUSY);
+        }
+        state.stacking = id;
+        Ok(())
+    }
+
+    /// Drops the layer `id`, which is in the image with the number `newest`, and ends the flushes
+    /// that waited for it; if there is no such number, it was not stacked after all.
+    pub(crate) fn stacked(&self, id: u64, newest: Option<u64>) {
+        let mut state = self.state.lock();
+        state.stacking = 0;
+        let Some(newest) = newest else { return };
+        let stacked = if state.is_sealed(id) {
+            state.unlogged = false;
+            state.sealing_ends();
+            state.sealed.take()
+        } else if state.is_frozen(id) {
+            state.committing_ends();
+            state.frozen.take()
+        } else {
+            return;
+        };
         state.round += 1;
         state.newest = newest;
         if state.is_clean() {
@@ -702,17 +979,41 @@ impl Dirty {
         }
         self.changed.notify_all();
         drop(state);
-        drop(frozen);
-        self.end_flushes(|state| &mut state.committing, Ok(()));
+        drop(stacked);
+        self.end_done();
     }
 
-    /// The frozen layer `id` could not be made a layer of the image: flushes fail, those that wait
-    /// for it, and those that came since, too, which wait for it before all else.
+    /// The layer `id` could not be made durable: flushes fail, those that wait for it, and those
+    /// that came since, too, which wait for it before all else. Nobody waits for a sealed layer
+    /// whose content is in the log.
     pub(crate) fn failed(&self, id: u64, error: Error) -> Result {
-        self.frozen(id)?;
+        let state = self.state.lock();
+        if state.lent(id).is_none() {
+            return Err(ESTALE);
+        }
+        let is_waited_for = state.is_frozen(id) || state.unlogged;
+        drop(state);
+        if is_waited_for {
+            self.fail_flushes(error);
+        }
+        Ok(())
+    }
+
+    /// Fails all flushes that wait.
+    fn fail_flushes(&self, error: Error) {
+        self.end_flushes(|state| &mut state.sealing, Err(error));
         self.end_flushes(|state| &mut state.committing, Err(error));
         self.end_flushes(|state| &mut state.flushes, Err(error));
-        Ok(())
+    }
+
+    /// Ends the flushes whose wait is over.
+    fn end_done(&self) {
+        loop {
+            let Some(rq) = self.state.lock().done.pop() else {
+                return;
+            };
+            end(rq, Ok(()));
+        }
     }
 
     /// Ends the flushes of a list, those that are in it now.
@@ -780,8 +1081,7 @@ impl Dirty {
         }
         state.stopped = true;
         drop(state);
-        self.end_flushes(|state| &mut state.flushes, Err(EIO));
-        self.end_flushes(|state| &mut state.committing, Err(EIO));
+        self.fail_flushes(EIO);
         true
     }
 
@@ -816,8 +1116,7 @@ impl Dirty {
         let lost = state.memory();
         self.changed.notify_all();
         drop(state);
-        self.end_flushes(|state| &mut state.flushes, Err(EIO));
-        self.end_flushes(|state| &mut state.committing, Err(EIO));
+        self.fail_flushes(EIO);
         lost
     }
 }

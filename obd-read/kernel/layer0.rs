@@ -3,6 +3,7 @@
 //! What was written to a disk and is in no layer yet: blocks in memory. Whoever has one of these
 //! has a lock for it; nothing here allocates but [`Blocks::new`] and [`new_leaf`].
 
+use core::mem;
 use kernel::{
     alloc::{
         flags::{
@@ -26,6 +27,9 @@ pub(crate) const SUPPORTED: bool = PAGE_SIZE == BLOCK;
 
 /// Blocks of a leaf, which takes one page, too.
 const LEAF: usize = BLOCK / size_of::<Entry>();
+
+/// Chunks in a word of [`Blocks::known`].
+const BITS: usize = usize::BITS as usize;
 
 /// Blocks that [`Blocks::zero_chunk`] has at a time.
 pub(crate) const CHUNK: usize = LEAF;
@@ -66,6 +70,8 @@ pub(crate) type Spare = Option<KBox<Leaf>>;
 /// Blocks of a disk.
 pub(crate) struct Blocks {
     chunks: KVVec<Chunk>,
+    /// A bit for each chunk, set where something is known: of millions that is so of few.
+    known: KVVec<usize>,
     /// Of the disk.
     blocks: usize,
     /// Pages and leaves.
@@ -86,13 +92,27 @@ impl Blocks {
         for _ in 0..len {
             chunks.push_within_capacity(Chunk::Below)?;
         }
+        let known = KVVec::from_elem(0, len.div_ceil(BITS), flags)?;
         Ok(Self {
             chunks,
+            known,
             blocks,
             pages: 0,
             entries: 0,
             any: false,
         })
+    }
+
+    /// Nothing of no disk.
+    pub(crate) fn none() -> Self {
+        Self {
+            chunks: KVVec::new(),
+            known: KVVec::new(),
+            blocks: 0,
+            pages: 0,
+            entries: 0,
+            any: false,
+        }
     }
 
     /// Blocks of the disk.
@@ -157,7 +177,52 @@ impl Blocks {
             Entry::Data(_) => 0,
         };
         *place = entry;
+        self.knows(block / CHUNK);
+    }
+
+    /// Something is known of a chunk.
+    fn knows(&mut self, chunk: usize) {
         self.any = true;
+        if let Some(word) = self.known.get_mut(chunk / BITS) {
+            *word |= 1 << (chunk % BITS);
+        }
+    }
+
+    /// The first chunk from `chunk` on of which something is known.
+    fn known_from(&self, chunk: usize) -> Option<usize> {
+        let mut at = chunk / BITS;
+        let mut word = self.known.get(at)? & (usize::MAX << (chunk % BITS));
+        while word == 0 {
+            at += 1;
+            word = *self.known.get(at)?;
+        }
+        Some(at * BITS + word.trailing_zeros() as usize)
+    }
+
+    /// Takes over all that `newer` knows, which is as large and knows nothing then. What both know
+    /// is as `newer` has it.
+    pub(crate) fn absorb(&mut self, newer: &mut Blocks) {
+        self.pages += newer.pages;
+        self.entries += newer.entries;
+        let mut next = 0;
+        while let Some(at) = newer.known_from(next) {
+            next = at + 1;
+            let Some(chunk) = newer.chunks.get_mut(at) else {
+                break;
+            };
+            let new = mem::replace(chunk, Chunk::Below);
+            let Some(chunk) = self.chunks.get_mut(at) else {
+                break;
+            };
+            self.pages -= chunk.absorb(new);
+            self.knows(at);
+        }
+        for word in newer.known.iter_mut() {
+            *word = 0;
+        }
+        newer.pages = 0;
+        newer.entries = 0;
+        newer.any = false;
     }
 
     /// Blocks from `block` on that [`Blocks::zero_chunk`] makes zeros of: none unless it is the
@@ -178,8 +243,8 @@ impl Blocks {
         if matches!(chunk, Chunk::Below) && !goes_on {
             self.entries += 1;
         }
-        let old = core::mem::replace(chunk, Chunk::Zeros);
-        self.any = true;
+        let old = mem::replace(chunk, Chunk::Zeros);
+        self.knows(at);
         let Chunk::Leaf(leaf) = old else { return None };
         let data = leaf.iter().filter(|entry| matches!(entry, Entry::Data(_)));
         self.pages -= 1 + data.count();
@@ -196,9 +261,10 @@ impl Blocks {
 
     /// The pages, in order of blocks.
     pub(crate) fn pages(&self) -> impl Iterator<Item = &Page> {
-        let leaves = self.chunks.iter().filter_map(|chunk| match chunk {
-            Chunk::Leaf(leaf) => Some(leaf),
-            Chunk::Below | Chunk::Zeros => None,
+        let known = core::iter::successors(self.known_from(0), |at| self.known_from(at + 1));
+        let leaves = known.filter_map(|at| match self.chunks.get(at) {
+            Some(Chunk::Leaf(leaf)) => Some(leaf),
+            Some(Chunk::Below | Chunk::Zeros) | None => None,
         });
         let entries = leaves.flat_map(|leaf| leaf.iter());
         entries.filter_map(|entry| match entry {
@@ -218,7 +284,50 @@ impl Blocks {
                 Entry::Data(_) => (Some(false), 1),
             },
             Some(Chunk::Zeros) => (Some(true), rest),
-            Some(Chunk::Below) | None => (None, rest),
+            Some(Chunk::Below) | None => {
+                let next = self.known_from(block / CHUNK);
+                let next = next.map_or(self.blocks, |chunk| chunk * CHUNK);
+                (None, next.saturating_sub(block).max(rest))
+            }
+        }
+    }
+}
+
+impl Chunk {
+    /// Becomes what `newer` has, where that knows something. Returns how many pages it took that
+    /// are not needed any more, those of `newer` included.
+    fn absorb(&mut self, newer: Chunk) -> usize {
+        let is_data = |entry: &&Entry| matches!(entry, Entry::Data(_));
+        match (&mut *self, newer) {
+            (_, Chunk::Below) => 0,
+            (Chunk::Leaf(old), Chunk::Leaf(mut new)) => {
+                let mut freed = 1;
+                for (old, new) in old.iter_mut().zip(new.iter_mut()) {
+                    if !matches!(new, Entry::Below) {
+                        freed += usize::from(matches!(old, Entry::Data(_)));
+                        *old = mem::replace(new, Entry::Below);
+                    }
+                }
+                freed
+            }
+            (Chunk::Leaf(old), Chunk::Zeros) => {
+                let freed = 1 + old.iter().filter(is_data).count();
+                *self = Chunk::Zeros;
+                freed
+            }
+            (Chunk::Zeros, Chunk::Leaf(mut new)) => {
+                for entry in new.iter_mut() {
+                    if matches!(entry, Entry::Below) {
+                        *entry = Entry::Zeros;
+                    }
+                }
+                *self = Chunk::Leaf(new);
+                0
+            }
+            (Chunk::Below | Chunk::Zeros, new) => {
+                *self = new;
+                0
+            }
         }
     }
 }

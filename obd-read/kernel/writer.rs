@@ -14,10 +14,13 @@ use crate::abi::{
     BIND,
     EXTENTS,
     FAILED,
+    LOGGED,
     NEXT,
+    SEAL,
     STACK, //
 };
 use crate::device::Device;
+use crate::dirty::Dirty;
 use crate::layer0::BLOCK;
 use kernel::{
     alloc::scope::without_io,
@@ -34,7 +37,10 @@ use kernel::{
     page::PAGE_SIZE,
     prelude::*,
     sync::{
-        atomic::Relaxed,
+        atomic::{
+            Atomic,
+            Relaxed, //
+        },
         global_lock,
         Arc,
         Mutex, //
@@ -51,6 +57,9 @@ use kernel::{
         WorkItem, //
     }, //
 };
+
+/// Most extents that are copied at a time.
+const SOME_EXTENTS: usize = 4096;
 
 /// Bytes of a path with its end.
 const PATH_BYTES: usize = 4096;
@@ -193,6 +202,8 @@ pub(crate) fn node() -> impl PinInit<MiscDeviceRegistration<Writer>, Error> {
 pub(crate) struct Writer {
     #[pin]
     seat: Mutex<Option<Arc<Seat>>>,
+    /// What it was lent last, and can map.
+    lent: Atomic<u64>,
 }
 
 #[pinned_drop]
@@ -217,6 +228,7 @@ impl MiscDevice for Writer {
         KBox::pin_init(
             pin_init!(Self {
                 seat <- new_mutex!(None, "obd::Writer::seat"),
+                lent: Atomic::new(0),
             }),
             GFP_KERNEL,
         )
@@ -227,31 +239,33 @@ impl MiscDevice for Writer {
         // The disk waits for this task, which must not wait for the disk.
         without_io(|| match cmd {
             BIND => this.bind(user),
-            NEXT => this.device()?.next(user),
+            NEXT => this.next(user),
             EXTENTS => this.device()?.extents(user),
             STACK => this.device()?.stack_layer(user),
             FAILED => this.device()?.failed(user),
+            LOGGED => this.device()?.logged(user),
+            SEAL => this.seal(user),
             _ => Err(ENOTTY),
         })
     }
 
     fn mmap(this: Pin<&Self>, _: &File, vma: &VmaNew) -> Result {
         let device = this.device()?;
-        let frozen = device
-            .dirty()
-            .and_then(|dirty| dirty.any_frozen())
-            .ok_or(ESTALE)?;
-        if vma.try_clear_maywrite().is_err() {
-            return Err(EACCES);
-        }
-        vma.set_dontexpand();
-        let area = vma.set_mixedmap();
-        let mut pages = frozen.blocks.pages();
-        // Whoever maps more than there is has done so in vain.
-        for address in (area.start()..area.end()).step_by(PAGE_SIZE) {
-            area.vm_insert_page(address, pages.next().ok_or(EINVAL)?)?;
-        }
-        Ok(())
+        let dirty = device.dirty().ok_or(ESTALE)?;
+        // It may have been stacked since: then it is stale.
+        dirty.lend(this.lent.load(Relaxed), |frozen| {
+            if vma.try_clear_maywrite().is_err() {
+                return Err(EACCES);
+            }
+            vma.set_dontexpand();
+            let area = vma.set_mixedmap();
+            let mut pages = frozen.blocks.pages();
+            // Whoever maps more than there is has done so in vain.
+            for address in (area.start()..area.end()).step_by(PAGE_SIZE) {
+                area.vm_insert_page(address, pages.next().ok_or(EINVAL)?)?;
+            }
+            Ok(())
+        })?
     }
 }
 
@@ -287,44 +301,111 @@ impl Writer {
         writer.write(&bind)?;
         Ok(0)
     }
-}
 
-/// The calls of the writer's.
-impl Device {
     fn next(&self, user: UserSlice) -> Result<isize> {
         let (mut reader, mut writer) = user.reader_writer();
         let timeout_ms = reader.read::<abi::Next>()?.timeout_ms;
-        let frozen = self.dirty().ok_or(EOPNOTSUPP)?.next(timeout_ms)?;
+        let device = self.device()?;
+        let dirty = device.dirty().ok_or(EOPNOTSUPP)?;
+        let (id, reason) = dirty.next(timeout_ms)?;
+        let (extents, bytes) = self.lends(dirty, id)?;
         writer.write(&abi::Next {
             timeout_ms,
-            reason: frozen.reason as u32,
-            id: frozen.id,
-            extents: frozen.blocks.extents().count() as u64,
-            bytes: (frozen.blocks.pages().count() * BLOCK) as u64,
+            reason: reason as u32,
+            id,
+            extents,
+            bytes,
         })?;
         Ok(0)
     }
 
+    fn seal(&self, user: UserSlice) -> Result<isize> {
+        let (mut reader, mut writer) = user.reader_writer();
+        let abi::Seal {
+            flags, reserved, ..
+        } = reader.read::<abi::Seal>()?;
+        if flags > 1 || reserved != 0 {
+            return Err(EINVAL);
+        }
+        let device = self.device()?;
+        let dirty = device.dirty().ok_or(EOPNOTSUPP)?;
+        let id = dirty.seal(flags == 0)?;
+        let (extents, bytes) = self.lends(dirty, id)?;
+        writer.write(&abi::Seal {
+            flags,
+            reserved,
+            id,
+            extents,
+            bytes,
+        })?;
+        Ok(0)
+    }
+
+    /// How many extents, and bytes of data, the layer has that the writer is lent.
+    fn lends(&self, dirty: &Dirty, id: u64) -> Result<(u64, u64)> {
+        let counts = dirty.lend(id, |frozen| {
+            let extents = frozen.blocks.extents().count();
+            let pages = frozen.blocks.pages().count();
+            (extents as u64, (pages * BLOCK) as u64)
+        })?;
+        self.lent.store(id, Relaxed);
+        Ok(counts)
+    }
+}
+
+/// The calls of the writer's.
+impl Device {
     fn extents(&self, user: UserSlice) -> Result<isize> {
         let wanted = user.reader().read::<abi::Extents>()?;
-        let frozen = self.dirty().ok_or(EOPNOTSUPP)?.frozen(wanted.id)?;
-        let first = usize::try_from(wanted.first)?;
-        let nr = usize::try_from(wanted.nr)?;
-        let len = nr.checked_mul(size_of::<abi::Extent>()).ok_or(EINVAL)?;
+        let dirty = self.dirty().ok_or(EOPNOTSUPP)?;
+        let mut first = usize::try_from(wanted.first)?;
+        let mut left = usize::try_from(wanted.nr)?;
+        let len = left.checked_mul(size_of::<abi::Extent>()).ok_or(EINVAL)?;
         let to = UserPtr::from_addr(usize::try_from(wanted.to)?);
         let mut writer = UserSlice::new(to, len).writer();
-        for extent in frozen.blocks.extents().skip(first).take(nr) {
-            writer.write(&abi::Extent {
-                block: extent.block as u64,
-                blocks: u32::try_from(extent.blocks)?,
-                zero: extent.zero.into(),
-            })?;
+        // They are copied from here, see `dirty`.
+        let mut some = KVVec::with_capacity(left.min(SOME_EXTENTS), GFP_KERNEL)?;
+        loop {
+            let count = left.min(SOME_EXTENTS);
+            dirty.lend(wanted.id, |frozen| {
+                for extent in frozen.blocks.extents().skip(first).take(count) {
+                    some.push_within_capacity(abi::Extent {
+                        block: extent.block as u64,
+                        blocks: u32::try_from(extent.blocks)?,
+                        zero: extent.zero.into(),
+                    })?;
+                }
+                Ok::<(), Error>(())
+            })??;
+            for extent in &some {
+                writer.write(extent)?;
+            }
+            // There are fewer.
+            if some.len() < count {
+                return Err(EINVAL);
+            }
+            some.clear();
+            first = first.saturating_add(count);
+            left -= count;
+            if left == 0 {
+                return Ok(0);
+            }
         }
-        // There are fewer.
-        match writer.is_empty() {
-            true => Ok(0),
-            false => Err(EINVAL),
+    }
+
+    fn logged(&self, user: UserSlice) -> Result<isize> {
+        let (mut reader, mut writer) = user.reader_writer();
+        let mut logged = reader.read::<abi::Logged>()?;
+        if logged.reserved != 0 {
+            return Err(EINVAL);
         }
+        let wanted = self.dirty().ok_or(EOPNOTSUPP)?.logged(logged.id)?;
+        self.counts.logged.add(1, Relaxed);
+        // What was written twice takes less memory now.
+        self.wake_writes();
+        logged.wanted = wanted.map_or(0, |reason| reason as u32);
+        writer.write(&logged)?;
+        Ok(0)
     }
 
     fn stack_layer(&self, user: UserSlice) -> Result<isize> {
@@ -338,7 +419,7 @@ impl Device {
         if path.to_bytes_with_nul().len() == PATH_BYTES {
             return Err(ENAMETOOLONG);
         }
-        self.stack_frozen(wanted.id, wanted.first as usize, wanted.nr as usize, path)
+        self.stack_lent(wanted.id, wanted.first as usize, wanted.nr as usize, path)
             .map_err(|failure| self.complain_of_layer(path, &failure))?;
         Ok(0)
     }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 //! A writer of a writable overlaybd disk, as small as can be: what the driver has
-//! frozen becomes a plain layer in a file, which is stacked.
+//! frozen becomes a plain layer in a file, which is stacked. With a log that is none: who
+//! waits for a flush is told that it is there, which is as good until the power fails.
 
 use crate::mapping::{
     Access,
@@ -22,6 +23,11 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{
     Path,
     PathBuf, //
+};
+use std::process::{
+    Child,
+    Command,
+    Stdio, //
 };
 use std::thread;
 use std::time::Duration;
@@ -52,6 +58,10 @@ pub struct ObdWriter {
     /// So many fail first.
     #[arg(long, default_value_t = 0)]
     pub fail: u64,
+    /// Says of what flushes wait for that it is in a log, so often before there is a layer
+    /// of that.
+    #[arg(long)]
+    pub log: Option<u64>,
     /// Makes calls that are wrong, and expects that each is refused, and ends.
     #[arg(long)]
     pub hostile: bool,
@@ -62,6 +72,8 @@ pub struct ObdWriter {
 pub struct WriterResult {
     /// Layers that were stacked.
     pub commits: u64,
+    /// Times that something was said to be in the log.
+    pub logged: u64,
     /// Extents in them.
     pub extents: u64,
     /// Bytes of data in them.
@@ -164,6 +176,31 @@ struct Failed {
     reserved: u32,
 }
 
+#[repr(C)]
+#[derive(Default)]
+struct Logged {
+    id: u64,
+    wanted: u32,
+    reserved: u32,
+}
+
+#[repr(C)]
+#[derive(Default)]
+struct Seal {
+    flags: u32,
+    reserved: u32,
+    id: u64,
+    extents: u64,
+    bytes: u64,
+}
+
+/// What the driver lends: a frozen layer, or a sealed one.
+struct Lent {
+    id: u64,
+    extents: u64,
+    bytes: u64,
+}
+
 /// Number of a call that takes a `T`, in directions `way`.
 const fn call<T>(way: u64, number: u64) -> libc::c_ulong {
     way << 30 | (size_of::<T>() as u64) << 16 | 0x4f << 8 | number
@@ -174,6 +211,11 @@ const NEXT: libc::c_ulong = call::<Next>(3, 0xb1);
 const EXTENTS: libc::c_ulong = call::<Extents>(1, 0xb2);
 const STACK: libc::c_ulong = call::<Stack>(1, 0xb3);
 const FAILED: libc::c_ulong = call::<Failed>(1, 0xb4);
+const LOGGED: libc::c_ulong = call::<Logged>(3, 0xb5);
+const SEAL: libc::c_ulong = call::<Seal>(3, 0xb6);
+
+/// [`Next::reason`] if somebody waits for a flush.
+const FLUSH: u32 = 3;
 
 /// Calls the driver with `argument`, which it may change.
 fn ioctl<T>(file: &File, request: libc::c_ulong, argument: &mut T) -> io::Result<()> {
@@ -206,6 +248,8 @@ impl ObdWriter {
         let mut layers = bind.layers;
         let mut result = WriterResult::default();
         let mut to_fail = self.fail;
+        // What another one has left is older than what is frozen.
+        let mut is_sealed = seal(&file, 1)?.is_some();
         while self.commits.is_none_or(|commits| result.commits < commits) {
             let mut next = Next {
                 timeout_ms: 1000,
@@ -233,16 +277,46 @@ impl ObdWriter {
                 ioctl(&file, FAILED, &mut failed).doing("say that it failed")?;
                 continue;
             }
-            self.commit(&file, &next, bind.size, layers)?;
+            let lent = match self.log {
+                Some(often) if next.reason == FLUSH && !is_sealed => {
+                    result.logged += 1;
+                    let wanted = log(&file, next.id).doing("say what is logged")?;
+                    if wanted == 0 && !result.logged.is_multiple_of(often.max(1)) {
+                        continue;
+                    }
+                    seal(&file, 0)?
+                }
+                None if !is_sealed => Some(Lent {
+                    id: next.id,
+                    extents: next.extents,
+                    bytes: next.bytes,
+                }),
+                _ => seal(&file, 0)?,
+            };
+            let Some(lent) = lent else { continue };
+            if self.log.is_some() && next.reason == FLUSH && !is_sealed {
+                // Others flush while the layer is made.
+                next.timeout_ms = 20;
+                if ioctl(&file, NEXT, &mut next).is_ok() && next.reason == FLUSH {
+                    log(&file, next.id).doing("say what else is logged")?;
+                    result.logged += 1;
+                }
+            }
+            is_sealed = false;
+            self.commit(&file, &lent, bind.size, layers)?;
             layers += 1;
             result.commits += 1;
-            result.extents += next.extents;
-            result.bytes += next.bytes;
+            result.extents += lent.extents;
+            result.bytes += lent.bytes;
         }
         Ok(result)
     }
 
-    fn commit(&self, file: &File, next: &Next, size: u64, layers: u64) -> Result<()> {
+    fn commit(&self, file: &File, next: &Lent, size: u64, layers: u64) -> Result<()> {
+        // What is mapped is what was asked for last.
+        if seal(file, 1)?.is_none() {
+            ioctl(file, NEXT, &mut Next::default()).doing("say again what is frozen")?;
+        }
         let mut extents = vec![Extent::default(); next.extents as usize];
         // In two parts, as who has little memory does.
         let half = extents.len() / 2;
@@ -296,6 +370,24 @@ impl ObdWriter {
             libc::ENOTCONN,
             map(file, PAGE, Access::Read),
         )?;
+        let sealing = |flags, reserved| {
+            let mut seal = Seal {
+                flags,
+                reserved,
+                ..Seal::default()
+            };
+            ioctl(file, SEAL, &mut seal)
+        };
+        let logging = |id, reserved| {
+            let mut logged = Logged {
+                id,
+                reserved,
+                ..Logged::default()
+            };
+            ioctl(file, LOGGED, &mut logged)
+        };
+        refused("seal of nobody", libc::ENOTCONN, sealing(0, 0))?;
+        refused("log of nobody", libc::ENOTCONN, logging(1, 0))?;
         refused(
             "flags",
             libc::EINVAL,
@@ -316,7 +408,8 @@ impl ObdWriter {
             libc::ENOTTY,
             ioctl(file, call::<u32>(3, 0xb1), &mut next),
         )?;
-        ioctl(file, BIND, &mut bind(number, 0)).doing("become the writer")?;
+        let mut sits = bind(number, 0);
+        ioctl(file, BIND, &mut sits).doing("become the writer")?;
         refused(
             "twice",
             libc::EBUSY,
@@ -435,7 +528,134 @@ impl ObdWriter {
             )
         };
         refused("failure of another", libc::ESTALE, failed(id + 1, 0))?;
-        refused("reserved", libc::EINVAL, failed(id, 1))
+        refused("reserved", libc::EINVAL, failed(id, 1))?;
+
+        // What is in the log is not frozen, and what is sealed is not to be passed.
+        refused("a flag", libc::EINVAL, sealing(2, 0))?;
+        refused("something reserved", libc::EINVAL, sealing(0, 1))?;
+        refused("log of another", libc::ESTALE, logging(id + 1, 0))?;
+        refused("reserved of a log", libc::EINVAL, logging(id, 1))?;
+        refused("nothing sealed", libc::ENODATA, sealing(1, 0))?;
+        let frozen = || -> Result<u64> {
+            loop {
+                let mut next = Next {
+                    timeout_ms: 30_000,
+                    ..Next::default()
+                };
+                ioctl(file, NEXT, &mut next).doing("wait for what is flushed")?;
+                if next.reason == FLUSH {
+                    return Ok(next.id);
+                }
+                // What is logged is old enough for a layer, which is not what is waited for.
+                log(file, next.id).doing("say what is logged for its age")?;
+                thread::sleep(Duration::from_millis(10));
+            }
+        };
+        let (mut layers, size) = (sits.layers, sits.size);
+        let mut commit = || -> Result<u64> {
+            let lent = seal(file, 0)?.expect("something is sealed");
+            self.commit(file, &lent, size, layers)?;
+            layers += 1;
+            Ok(lent.id)
+        };
+        log(file, id).doing("say what is logged")?;
+        let is_stale = |id| {
+            refused("logged twice", libc::ESTALE, logging(id, 0))?;
+            refused("stacked", libc::ESTALE, stack(id, 0, 0, name.as_ptr()))?;
+            refused("failed", libc::ESTALE, failed(id, 0))?;
+            refused("extents", libc::ESTALE, extents(id, 0, 1, to))
+        };
+        is_stale(id)?;
+        refused("mmap of a log", libc::ESTALE, map(file, len, Access::Read))?;
+        let sealed = seal(file, 0)?.expect("something is logged");
+        assert!(sealed.id != id && sealed.bytes == len as u64);
+        let same = seal(file, 1)?.expect("it is sealed");
+        assert_eq!((same.id, same.extents), (sealed.id, sealed.extents));
+        map(file, len, Access::Read).doing("map what is sealed")?;
+        refused(
+            "no file for it",
+            libc::ENOENT,
+            stack(sealed.id, 0, 0, name.as_ptr()),
+        )?;
+        // By processes of their own: one that waits for its own disk does not end.
+        let mut first = flush(number, 0)?;
+        let id = frozen()?;
+        refused("a newer one", libc::EBUSY, stack(id, 0, 0, name.as_ptr()))?;
+        log(file, id).doing("say what is logged over it")?;
+        ended(&mut first)?;
+        is_stale(id)?;
+        assert_eq!(commit()?, sealed.id);
+        is_stale(sealed.id)?;
+
+        // What is in no log is waited for, and nothing is logged over it. The next flush comes
+        // when that has failed: the block layer sends one at a time.
+        let mut second = flush(number, 1)?;
+        let unlogged = frozen()?;
+        let sealed = seal(file, 0)?.expect("something is frozen");
+        is_stale(unlogged)?;
+        let waits =
+            |child: &mut Child| child.try_wait().doing("look for dd").map(|it| it.is_none());
+        assert!(waits(&mut second)?);
+        failed(sealed.id, 0).doing("say that it failed")?;
+        ended(&mut second).expect_err("it failed");
+        let mut third = flush(number, 2)?;
+        let id = frozen()?;
+        refused("over what is not logged", libc::EBUSY, logging(id, 0))?;
+        refused("a newer one", libc::EBUSY, stack(id, 0, 0, name.as_ptr()))?;
+        assert_eq!(commit()?, sealed.id);
+        assert!(waits(&mut third)?);
+        log(file, id).doing("say what is logged at last")?;
+        ended(&mut third)?;
+        commit()?;
+        refused("nothing left", libc::ENODATA, sealing(0, 0))
+    }
+}
+
+/// What is sealed, if anything is, or, without the flag 1, is to be.
+fn seal(file: &File, flags: u32) -> Result<Option<Lent>> {
+    let mut seal = Seal {
+        flags,
+        ..Seal::default()
+    };
+    match ioctl(file, SEAL, &mut seal) {
+        Ok(()) => Ok(Some(Lent {
+            id: seal.id,
+            extents: seal.extents,
+            bytes: seal.bytes,
+        })),
+        Err(error) => match error.raw_os_error() {
+            // The disk is gone, which is said again when something is waited for.
+            Some(libc::ENODATA | libc::ESHUTDOWN) => Ok(None),
+            _ => Err(error).doing("seal what is logged"),
+        },
+    }
+}
+
+/// The frozen layer `id` is in the log. Whether there is to be a layer, if not 0.
+fn log(file: &File, id: u64) -> io::Result<u32> {
+    let mut logged = Logged {
+        id,
+        ..Logged::default()
+    };
+    ioctl(file, LOGGED, &mut logged).map(|()| logged.wanted)
+}
+
+/// Writes to a block of `/dev/obdN`, and flushes.
+fn flush(number: u32, block: u64) -> Result<Child> {
+    Command::new("dd")
+        .args(["if=/dev/urandom", "bs=4k", "count=1", "conv=fsync,notrunc"])
+        .args([format!("of=/dev/obd{number}"), format!("seek={block}")])
+        .stderr(Stdio::null())
+        .spawn()
+        .doing("start dd")
+}
+
+/// Waits for a flush to end well.
+fn ended(flush: &mut Child) -> Result<()> {
+    let status = flush.wait().doing("wait for dd")?;
+    match status.success() {
+        true => Ok(()),
+        false => Err(io::Error::other(status.to_string())).doing("flush"),
     }
 }
 

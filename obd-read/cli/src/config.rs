@@ -28,6 +28,8 @@ pub(crate) struct Config {
     /// Where to say how attaching went.
     #[serde(default)]
     result_file: String,
+    /// What a read-write disk has besides.
+    obd: Option<serde_json::Value>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -75,10 +77,23 @@ pub(crate) struct LayerFile {
 /// this machine or of a kind that is not supported.
 pub(crate) fn layers(path: &Path) -> Result<Vec<LayerFile>> {
     let base = path.parent().unwrap_or(Path::new(""));
-    read(path)?.layers(base).map_err(|reason| Error::Config {
+    let wrong = |reason: String| Error::Config {
         path: path.into(),
         reason,
-    })
+    };
+    let config = read(path)?;
+    if config.obd.as_ref().is_some_and(|obd| !obd["log"].is_null()) {
+        // A read-write disk's, which has something that no layer has as long as it is
+        // attached, and until it is attached again if it was not detached.
+        let records = obd_service::log::records(path).map_err(|error| wrong(error.to_string()))?;
+        if records > 0 {
+            let reason = format!(
+                "{records} records of the log are in no layer: attach it with --writable, and detach it"
+            );
+            return Err(wrong(reason));
+        }
+    }
+    config.layers(base).map_err(wrong)
 }
 
 /// The file in which whoever wrote the configuration expects the result, relative as

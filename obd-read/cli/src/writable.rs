@@ -114,6 +114,11 @@ pub(crate) struct WriteArgs {
     #[arg(long, requires = "writable", value_name = "SECONDS", value_parser = age)]
     writer_timeout: Option<u32>,
 
+    /// Of a damaged log keep what is before the damage, and give up what is behind: it was
+    /// flushed, and is lost.
+    #[arg(long, requires = "writable")]
+    salvage: bool,
+
     #[command(flatten)]
     work: WorkArgs,
 }
@@ -129,6 +134,12 @@ struct WorkArgs {
     /// Threads that compress; one per processor, 4 at most, by default.
     #[arg(long, value_name = "N")]
     threads: Option<NonZero<usize>>,
+
+    /// Have a log of so many bytes, by which flushes end sooner, if the disk has none
+    /// yet: half of its memory at most, and a quarter of the room that there is. 0: leave it
+    /// alone.
+    #[arg(long, value_name = "SIZE", default_value = "32M", value_parser = create::size)]
+    log: u64,
 }
 
 /// Seconds as milliseconds.
@@ -382,6 +393,7 @@ impl WorkArgs {
                 ..obd_writer::Options::default()
             },
             max_layers: self.max_layers.into(),
+            log: self.log,
             ..Options::default()
         }
     }
@@ -403,7 +415,22 @@ pub(crate) fn attach(args: &attach::Args, json: bool, interrupted: &Arc<AtomicBo
         // It lost its writer: the lock is ours.
         return take(&directory, writing, &args.write.work, json, interrupted);
     }
-    let device = Device::open(&directory)?;
+    let mut device = Device::open(&directory)?;
+    // What was flushed, and in no layer when the power failed.
+    let options = args.write.work.options().layer;
+    let (records, damage) = match args.write.salvage {
+        true => device.salvage(&options)?,
+        false => (device.recover(&options)?, None),
+    };
+    if let Some(damage) = damage {
+        eprintln!("{}: the log is given up: {damage}", dir.display());
+    }
+    if records > 0 {
+        eprintln!(
+            "{}: {records} records of the log became a layer",
+            dir.display()
+        );
+    }
     let driver = Driver::new(args.configfs.as_deref())?;
     let made = driver.create(args.name.as_deref())?;
     let how = Writable {
@@ -627,6 +654,7 @@ pub(crate) fn compact(args: &CompactArgs, json: bool, interrupted: &AtomicBool) 
     let options = WorkArgs {
         max_layers: 1,
         threads: None,
+        log: 0,
     };
     let options = options.options().layer;
     let merged = obd_service::compact(&directory, depth, &options, interrupted)?;

@@ -7,6 +7,7 @@ use crate::folder::{
     Folder,
     LAYERS, //
 };
+use crate::frozen::Content;
 use crate::image::{
     self,
     DRAFT,
@@ -15,12 +16,28 @@ use crate::image::{
     NAME,
     Step, //
 };
+use crate::kernel::Extent;
+use crate::log::{
+    self,
+    Live,
+    Mark, //
+};
+use crate::{
+    BLOCK,
+    record, //
+};
+use obd_core::image::MAX_LAYERS;
 use obd_writer::{
     Sink,
     Source, //
 };
 use std::collections::BTreeSet;
 use std::convert::Infallible;
+use std::hash::{
+    BuildHasher,
+    Hasher,
+    RandomState, //
+};
 use std::io;
 use std::ops::{
     ControlFlow,
@@ -29,7 +46,7 @@ use std::ops::{
 use std::path::PathBuf;
 
 /// A device: its layers, and what is in the way of others.
-pub struct Device<'a, F> {
+pub struct Device<'a, F: Folder> {
     folder: &'a F,
     /// As `image.json` says, durably.
     image: Image,
@@ -40,6 +57,18 @@ pub struct Device<'a, F> {
     /// Layers that `image.json` may name once the power fails: a change of it went
     /// wrong half-way. They are garbage when the next change is durable.
     doubtful: Vec<String>,
+    /// Whether a change of `image.json` went wrong half-way, and none went well since.
+    in_doubt: bool,
+    /// The log, if there is one, and what was found in it.
+    live: Option<Live>,
+    /// Why there is a log that cannot be read, if so.
+    unread: Option<String>,
+    /// It, while it is written to.
+    log: Option<F::Log>,
+    /// Number of a record whose write failed and that may be there, or not.
+    broken: Option<u64>,
+    /// A record's header.
+    header: Vec<u8>,
 }
 
 /// A file that grows under a temporary name and is renamed when it is durable, or has
@@ -119,7 +148,7 @@ impl<F: Folder> Sink for Draft<'_, F> {
 }
 
 impl<F: Folder> Draft<'_, F> {
-    fn sync(&mut self) -> io::Result<()> {
+    pub(crate) fn sync(&mut self) -> io::Result<()> {
         let folder = self.folder;
         folder.sync(self.file()?)
     }
@@ -264,12 +293,24 @@ impl<'a, F: Folder> Device<'a, F> {
         }
         let image = Self::look(folder)?;
         let files = names(folder)?;
-        let named: BTreeSet<&str> = image.lowers.iter().map(|lower| &*lower.file).collect();
+        let mut named: BTreeSet<&str> = image.lowers.iter().map(|lower| &*lower.file).collect();
+        if image.obd.log.is_some() {
+            named.insert(log::NAME);
+        }
         for lower in &image.lowers[image.own()] {
             if !files.contains(&lower.file) {
                 return Err(Error::image(&lower.file, "is not there"));
             }
         }
+        let live = image.obd.log.as_ref().map(|state| {
+            let source = folder.open(log::NAME);
+            source.and_then(|source| Live::find(&source, state, image.obd.size))
+        });
+        // Who takes over a disk that is there needs no log.
+        let (live, unread) = match live.transpose() {
+            Ok(live) => (live, None),
+            Err(error) => (None, Some(format!("cannot be read: {error}"))),
+        };
         let mut next = image.obd.next;
         for name in files.iter().filter(|name| !named.contains(name.as_str())) {
             next = next.max(image::number(name).map_or(0, |number| number + 1));
@@ -281,7 +322,230 @@ impl<'a, F: Folder> Device<'a, F> {
             next,
             garbage: Vec::new(),
             doubtful: Vec::new(),
+            in_doubt: false,
+            live,
+            unread,
+            log: None,
+            broken: None,
+            header: Vec::new(),
         })
+    }
+
+    /// Makes a layer of what is only in the log: nobody has it in memory. Must come
+    /// before the device is attached, and not if it is. How many records that were.
+    ///
+    /// # Errors
+    ///
+    /// [`Error`], [`Error::Image`] if the log is damaged; the device is as before, or as
+    /// after.
+    pub fn recover(&mut self, options: &obd_writer::Options) -> Result<usize, Error> {
+        if let Some(damage) = self.damage() {
+            let what = format!("{damage} (attach --writable --salvage keeps what is before it)");
+            return Err(Error::image(log::NAME, what));
+        }
+        let records = self.make_layer_of_log(options)?;
+        if records > 0 {
+            // Nothing has to be told of it.
+            self.live = None;
+            self.meet_log()?;
+        }
+        Ok(records)
+    }
+
+    /// The same of a log that is damaged: makes a layer of the records before the damage,
+    /// and gives up the log with what is behind. That was flushed: it is lost. Returns what
+    /// the damage is, too, if there is one.
+    ///
+    /// # Errors
+    ///
+    /// [`Error`]; then the log is as before, or its whole records are in a layer.
+    pub fn salvage(
+        &mut self,
+        options: &obd_writer::Options,
+    ) -> Result<(usize, Option<String>), Error> {
+        let Some(damage) = self.damage().map(str::to_owned) else {
+            return Ok((self.recover(options)?, None));
+        };
+        let records = self.make_layer_of_log(options)?;
+        self.give_up_log()?;
+        Ok((records, Some(damage)))
+    }
+
+    /// Makes a layer of the records that are whole up to the first that is not. How many
+    /// these are.
+    fn make_layer_of_log(&mut self, options: &obd_writer::Options) -> Result<usize, Error> {
+        let Some(live) = &self.live else { return Ok(0) };
+        let (records, mark) = (live.len(), live.ring.mark());
+        if records == 0 {
+            return Ok(0);
+        }
+        if self.image.lowers.len() >= MAX_LAYERS {
+            return Err(Error::TooManyLayers(MAX_LAYERS));
+        }
+        let source = self.folder.open(log::NAME);
+        let content = source.and_then(|source| live.content(&source));
+        let content = content.map_err(Error::file("read", log::NAME))?;
+        let source = Content::new(self.image.obd.size, &content.extents, &content.bytes);
+        let source = source.map_err(|reason| Error::image(log::NAME, reason))?;
+        let number = self.number();
+        let name = image::name(number);
+        let mut draft = Draft::named(self.folder, number)?;
+        let go = |_, _| ControlFlow::Continue(());
+        let written = obd_writer::commit(&source, Later(&mut draft), options, go)
+            .map_err(|error| Error::layer(&name, error))?;
+        self.commit(0, number, written.stored, draft, Some(mark))?;
+        Ok(records)
+    }
+
+    /// Has no log any more. Nothing may be in it alone.
+    fn give_up_log(&mut self) -> Result<(), Error> {
+        let mut image = self.image.clone();
+        image.set_log(None);
+        image.obd.next = self.next;
+        self.change(image, Vec::new(), "", None)?;
+        self.log = None;
+        self.live = None;
+        self.unread = None;
+        self.broken = None;
+        self.discard(log::NAME.into());
+        Ok(())
+    }
+
+    /// Looks at the log again: nothing is live in it.
+    fn meet_log(&mut self) -> Result<(), Error> {
+        if let Some(state) = &self.image.obd.log {
+            let source = self.folder.open(log::NAME);
+            let live = source.and_then(|source| Live::find(&source, state, self.image.obd.size));
+            self.live = Some(live.map_err(Error::file("read", log::NAME))?);
+        }
+        Ok(())
+    }
+
+    /// How many records of the log were found that are in no layer.
+    pub fn live(&self) -> usize {
+        self.live.as_ref().map_or(0, Live::len)
+    }
+
+    /// Has a log from here on, of `size` bytes or fewer if it is new.
+    pub(crate) fn start_log(&mut self, size: u64) -> Result<(), Error> {
+        if self.image.obd.log.is_none() {
+            let size = size.clamp(log::MIN_SIZE, log::MAX_SIZE);
+            let size = size.next_multiple_of(BLOCK);
+            let reserved = self.folder.reserve(log::NAME, size);
+            let state = log::State {
+                // As a number that every reader of JSON can take.
+                id: RandomState::new().build_hasher().finish() >> 11,
+                size: reserved.map_err(Error::file("make", log::NAME))?,
+                seq: 0,
+                at: 0,
+            };
+            let mut image = self.image.clone();
+            image.set_log(Some(state));
+            image.obd.next = self.next;
+            self.change(image, Vec::new(), log::NAME, None)?;
+            self.meet_log()?;
+        }
+        let opened = self.folder.open_log(log::NAME);
+        self.log = Some(opened.map_err(Error::file("open", log::NAME))?);
+        Ok(())
+    }
+
+    /// Whether the log is open.
+    pub(crate) fn is_logging(&self) -> bool {
+        self.log.is_some()
+    }
+
+    /// Whether there is a log to be written to: what is in it counts from what `image.json`
+    /// says on, so there must be no doubt of that.
+    pub(crate) fn has_log(&self) -> bool {
+        self.log.is_some() && self.broken.is_none() && !self.in_doubt
+    }
+
+    /// All until now is sealed: where the log is, if there is one.
+    pub(crate) fn seal(&mut self) -> Option<Mark> {
+        let live = self.live.as_mut()?;
+        let mark = live.ring.mark();
+        live.seal(mark);
+        Some(mark)
+    }
+
+    /// Where the log was when that was sealed which a writer before this one has left; now,
+    /// if nothing was logged since.
+    pub(crate) fn mark_of_sealed(&self) -> Option<Mark> {
+        self.live.as_ref().map(Live::mark_of_sealed)
+    }
+
+    /// What is wrong with the log, if something is that was durable once.
+    pub(crate) fn damage(&self) -> Option<&str> {
+        let unread = self.unread.as_deref();
+        unread.or_else(|| self.live.as_ref()?.damage())
+    }
+
+    /// All that is in the log is in layers.
+    pub(crate) fn bury_all(&mut self) -> Result<(), Error> {
+        if self.damage().is_some() {
+            return self.give_up_log();
+        }
+        let Some(live) = self.live.as_ref().filter(|live| !live.ring.is_empty()) else {
+            return Ok(());
+        };
+        let mark = live.ring.mark();
+        let mut image = self.image.clone();
+        if let Some(log) = &mut image.obd.log {
+            (log.seq, log.at) = (mark.seq, mark.at);
+        }
+        self.change(image, Vec::new(), "", None)?;
+        self.buried(mark);
+        Ok(())
+    }
+
+    /// All up to `mark` is dead, and `image.json` says so.
+    fn buried(&mut self, mark: Mark) {
+        if let Some(live) = &mut self.live {
+            live.ring.bury(mark);
+        }
+        self.broken = self.broken.filter(|number| *number > mark.seq);
+    }
+
+    /// Whether a layer should be made of what is in the log.
+    pub(crate) fn log_is_half_full(&self) -> bool {
+        let live = self.live.as_ref();
+        live.is_some_and(|live| live.ring.is_half_full())
+    }
+
+    /// Whether the log has room for such a record.
+    pub(crate) fn log_has_room(&self, extents: u64, bytes: u64) -> bool {
+        let extents = usize::try_from(extents).unwrap_or(usize::MAX / 32);
+        let len = record::header_len(extents).saturating_add(bytes);
+        let live = self.live.as_ref();
+        live.is_some_and(|live| live.ring.place(len).is_some())
+    }
+
+    /// Writes a record to the log; durable when this returns. If it fails, nothing may be
+    /// written there until a layer with all of it is durable, and a mark that was taken
+    /// after this.
+    pub(crate) fn append(&mut self, extents: &[Extent], data: &[u8]) -> io::Result<u64> {
+        let (Some(log), Some(live), Some(state)) =
+            (&mut self.log, &mut self.live, &self.image.obd.log)
+        else {
+            return Err(io::ErrorKind::NotFound.into());
+        };
+        let number = live.ring.next();
+        let sealed = live.sealed();
+        record::encode(&mut self.header, state.id, number, sealed, extents, data);
+        let len = self.header.len() as u64 + data.len() as u64;
+        let at = live.ring.place(len).ok_or(io::ErrorKind::StorageFull)?;
+        match self.folder.write_log(log, at, &self.header, data) {
+            Ok(()) => {
+                live.ring.push(at, len);
+                Ok(len)
+            }
+            Err(error) => {
+                live.ring.skip();
+                self.broken = Some(number);
+                Err(error)
+            }
+        }
     }
 
     /// What `image.json` says.
@@ -316,20 +580,22 @@ impl<'a, F: Folder> Device<'a, F> {
         name: &str,
         size: u64,
     ) -> Result<Step, Error> {
-        self.put(id, layers, name, size, None)
+        self.put(id, layers, name, size, None, None)
     }
 
-    /// Has the layer `number`, of which `layer` has all `size` bytes, put on top.
-    /// Durable when this returns, both the layer and that it is there.
+    /// Has the layer `number`, of which `layer` has all `size` bytes, put on top: with it
+    /// all is in layers that was in the log until `mark`. Durable when this returns, both
+    /// the layer and that it is there.
     pub(crate) fn commit(
         &mut self,
         id: u64,
         number: u64,
         size: u64,
         layer: Draft<'a, F>,
+        mark: Option<Mark>,
     ) -> Result<Step, Error> {
         let top = self.image.lowers.len();
-        self.put(id, top..top, &image::name(number), size, Some(layer))
+        self.put(id, top..top, &image::name(number), size, Some(layer), mark)
     }
 
     fn put(
@@ -339,6 +605,7 @@ impl<'a, F: Folder> Device<'a, F> {
         name: &str,
         size: u64,
         layer: Option<Draft<'a, F>>,
+        mark: Option<Mark>,
     ) -> Result<Step, Error> {
         let mut image = self.image.clone();
         let step = Step {
@@ -349,10 +616,16 @@ impl<'a, F: Folder> Device<'a, F> {
         };
         image.obd.last = Some(step);
         image.obd.next = self.next;
+        if let (Some(log), Some(mark)) = (&mut image.obd.log, mark) {
+            (log.seq, log.at) = (mark.seq, mark.at);
+        }
         let lower = Lower::new(name, Some(size));
         let old = image.lowers.splice(layers, [lower]);
         let old: Vec<String> = old.map(|lower| lower.file).collect();
         self.change(image, old, name, layer)?;
+        if let Some(mark) = mark {
+            self.buried(mark);
+        }
         Ok(step)
     }
 
@@ -375,6 +648,7 @@ impl<'a, F: Folder> Device<'a, F> {
         layer: Option<Draft<'a, F>>,
     ) -> Result<(), Error> {
         if let Err(Unpublished(error, maybe)) = publish(self.folder, &image, layer) {
+            self.in_doubt |= maybe;
             match new {
                 "" => {}
                 new if maybe => self.doubtful.push(new.into()),
@@ -385,13 +659,14 @@ impl<'a, F: Folder> Device<'a, F> {
             return Err(error);
         }
         self.image = image;
+        self.in_doubt = false;
         let own = old.into_iter().filter(|file| image::number(file).is_some());
         self.garbage.extend(own);
         self.garbage.append(&mut self.doubtful);
         Ok(())
     }
 
-    /// A layer that is not wanted after all, and that `image.json` never named.
+    /// A file that is not wanted after all, and that `image.json` does not name.
     pub(crate) fn discard(&mut self, name: String) {
         self.garbage.push(name);
         self.sweep();
@@ -415,7 +690,8 @@ fn names<F: Folder>(folder: &F) -> Result<Vec<String>, Error> {
         .map(|name| format!("{LAYERS}/{name}"))
         .filter(|name| image::number(name).is_some() || image::is_draft(name))
         .collect();
-    names.extend(list("")?.into_iter().filter(|name| name == DRAFT));
+    let own = list("")?.into_iter();
+    names.extend(own.filter(|name| name == DRAFT || name == log::NAME));
     names.sort();
     Ok(names)
 }

@@ -2,11 +2,22 @@
 
 //! The files of a device.
 
+use crate::{
+    BLOCK,
+    log, //
+};
 use obd_core::Source;
 use obd_host::File as Reading;
 use rustix::fs::{
+    FallocateFlags,
     FlockOperation,
-    flock, //
+    fallocate,
+    flock,
+    fstatvfs, //
+};
+use rustix::io::{
+    Errno,
+    pwritev, //
 };
 use std::fs::{
     self,
@@ -15,6 +26,7 @@ use std::fs::{
 };
 use std::io::{
     self,
+    IoSlice,
     Write, //
 };
 use std::os::fd::AsRawFd;
@@ -30,6 +42,12 @@ use std::path::{
 /// Where layers are, below the device's folder.
 pub const LAYERS: &str = "layers";
 
+/// A log takes one of so many parts of the room that there is.
+const ROOM: u64 = 4;
+
+/// Zeros that are written at a time.
+const ZEROS: usize = 1 << 20;
+
 /// A device's folder, one step at a time, so that something else than a file
 /// system can be below: names are relative to it, or absolute.
 ///
@@ -39,6 +57,8 @@ pub const LAYERS: &str = "layers";
 pub trait Folder: Sync {
     /// A file in the making.
     type File: Send;
+    /// A log that is open.
+    type Log: Send;
     /// A file to be read.
     type Source: Source<Error = io::Error> + Send + Sync;
 
@@ -84,6 +104,37 @@ pub trait Folder: Sync {
 
     /// The absolute path of a file, for the driver.
     fn path(&self, name: &str) -> PathBuf;
+
+    /// Makes a file for a log, of `size` bytes or fewer if there is not much room:
+    /// overwriting it takes no more than that. Durable when this returns, and its name.
+    /// How long it is.
+    ///
+    /// # Errors
+    ///
+    /// What the system says, here and below; nothing is left behind.
+    fn reserve(&self, name: &str, size: u64) -> io::Result<u64> {
+        let _ = (name, size);
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    /// Opens a file that [`Folder::reserve`] made.
+    fn open_log(&self, name: &str) -> io::Result<Self::Log> {
+        let _ = name;
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    /// Overwrites what is at `at` with `header` and `data`, whole blocks; durable when
+    /// this returns. `data` is what the driver lent.
+    fn write_log(
+        &self,
+        log: &mut Self::Log,
+        at: u64,
+        header: &[u8],
+        data: &[u8],
+    ) -> io::Result<()> {
+        let _ = (log, at, header, data);
+        Err(io::ErrorKind::Unsupported.into())
+    }
 }
 
 /// A device's folder on a file system, locked.
@@ -160,8 +211,48 @@ impl Directory {
     }
 }
 
+/// A log on a file system: written past the page cache, from where memory is.
+#[derive(Debug)]
+pub struct LogFile {
+    file: File,
+    /// Room for a header at a block's beginning.
+    header: Vec<u8>,
+}
+
+impl LogFile {
+    /// Puts `header` where a drive can read it.
+    fn align<'a>(room: &'a mut Vec<u8>, header: &[u8]) -> &'a [u8] {
+        let align = BLOCK as usize;
+        room.clear();
+        room.resize(header.len() + align, 0);
+        let skip = room.as_ptr().align_offset(align).min(align);
+        let to = &mut room[skip..skip + header.len()];
+        to.copy_from_slice(header);
+        to
+    }
+}
+
+impl Directory {
+    /// Makes a file of zeros, written ones, so that nothing but data changes any more.
+    fn write_zeros(&self, name: &str, size: u64) -> io::Result<()> {
+        let mut file = self.create(name)?;
+        // In one piece, if that can be: otherwise it is as good in several.
+        let _ = fallocate(&file, FallocateFlags::empty(), 0, size);
+        let zeros = vec![0; ZEROS];
+        let mut left = size;
+        while left > 0 {
+            let some = left.min(ZEROS as u64);
+            file.write_all(&zeros[..some as usize])?;
+            left -= some;
+        }
+        file.sync_all()?;
+        self.own.sync_all()
+    }
+}
+
 impl Folder for Directory {
     type File = File;
+    type Log = LogFile;
     type Source = Reading;
 
     fn create(&self, name: &str) -> io::Result<File> {
@@ -232,6 +323,51 @@ impl Folder for Directory {
 
     fn path(&self, name: &str) -> PathBuf {
         self.path.join(name)
+    }
+
+    fn reserve(&self, name: &str, size: u64) -> io::Result<u64> {
+        let room = fstatvfs(&self.own)?;
+        // Layers need some, too.
+        let most = room.f_bavail.saturating_mul(room.f_frsize) / ROOM;
+        let mut size = size;
+        while size > most && size > log::MIN_SIZE {
+            size = (size / 2).next_multiple_of(BLOCK);
+        }
+        if size > most || size < log::MIN_SIZE {
+            return Err(Errno::NOSPC.into());
+        }
+        let made = self.write_zeros(name, size);
+        // Where that cannot be read past the page cache it is of no use.
+        let made = made.and_then(|()| self.open_log(name));
+        match made {
+            Ok(_) => Ok(size),
+            Err(error) => {
+                let _ = fs::remove_file(self.path.join(name));
+                Err(error)
+            }
+        }
+    }
+
+    fn open_log(&self, name: &str) -> io::Result<LogFile> {
+        let file = OpenOptions::new()
+            .write(true)
+            .custom_flags(libc::O_DIRECT | libc::O_DSYNC)
+            .open(self.path.join(name))?;
+        Ok(LogFile {
+            file,
+            header: Vec::new(),
+        })
+    }
+
+    fn write_log(&self, log: &mut LogFile, at: u64, header: &[u8], data: &[u8]) -> io::Result<()> {
+        let all = header.len() + data.len();
+        let LogFile { file, header: room } = log;
+        let header = LogFile::align(room, header);
+        let parts = [IoSlice::new(header), IoSlice::new(data)];
+        match pwritev(file, &parts, at)? {
+            written if written == all => Ok(()),
+            _ => Err(io::ErrorKind::WriteZero.into()),
+        }
     }
 }
 

@@ -5,6 +5,7 @@
 
 use crate::error::Error;
 use crate::folder::LAYERS;
+use crate::log;
 use crate::{
     BLOCK,
     MAX_SIZE, //
@@ -27,8 +28,11 @@ pub const NAME: &str = "image.json";
 /// It, in the making.
 pub(crate) const DRAFT: &str = ".image.json.new";
 
-/// What is understood here.
+/// What is understood here: without a log...
 const VERSION: u32 = 1;
+
+/// ... and with one, whom those who only know the other must not pass over.
+const WITH_LOG: u32 = 2;
 
 /// What the file says.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -70,6 +74,9 @@ pub struct Disk {
     /// What was last done to the layers.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last: Option<Step>,
+    /// The log, if there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub log: Option<log::State>,
 }
 
 /// A change of the layers: what the driver is told with `stack`.
@@ -142,6 +149,7 @@ impl Image {
                 size,
                 next: 1,
                 last: None,
+                log: None,
             },
             other: Map::new(),
         }
@@ -167,10 +175,18 @@ impl Image {
             version,
             size,
             next,
+            log,
             ..
         } = self.obd;
-        if version != VERSION {
+        let wanted = match log {
+            None => VERSION,
+            Some(_) => WITH_LOG,
+        };
+        if version != wanted {
             return Some(format!("version {version} is not known"));
+        }
+        if let Some(wrong) = log.and_then(|log| log.wrong()) {
+            return Some(wrong);
         }
         if size == 0 || !size.is_multiple_of(BLOCK) || size > MAX_SIZE {
             return Some(format!("a read-write disk cannot have {size} bytes"));
@@ -197,6 +213,12 @@ impl Image {
             }
         }
         None
+    }
+
+    /// Has this log from here on, or none.
+    pub(crate) fn set_log(&mut self, log: Option<log::State>) {
+        self.obd.version = if log.is_some() { WITH_LOG } else { VERSION };
+        self.obd.log = log;
     }
 
     /// The layers that this device made: those on top.

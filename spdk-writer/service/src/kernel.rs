@@ -33,7 +33,10 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::ptr::NonNull;
 use std::thread;
-use std::time::Duration;
+use std::time::{
+    Duration,
+    Instant, //
+};
 
 pub use crate::uapi::Extent;
 
@@ -65,11 +68,13 @@ pub enum Reason {
     Flush,
     /// The disk is being detached.
     Detach,
+    /// It was sealed.
+    Sealed,
     /// Something that is not known here.
     Other(u32),
 }
 
-/// A frozen layer.
+/// A frozen layer, or a sealed one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Frozen {
     /// Which one: none of this disk has the same again.
@@ -96,12 +101,12 @@ pub enum Next {
 /// The driver and a disk whose writer this is.
 pub trait Kernel {
     /// The data of a frozen layer.
-    type Mapping: AsRef<[u8]> + Sync;
+    type Mapping: AsRef<[u8]> + Send + Sync + 'static;
 
     /// What the disk was like when this became its writer.
     fn bound(&self) -> Bound;
 
-    /// Waits for a frozen layer; the same one until it is stacked.
+    /// Waits for a frozen layer; the same one until it is stacked, logged or sealed.
     ///
     /// # Errors
     ///
@@ -115,7 +120,8 @@ pub trait Kernel {
     /// What the system says.
     fn extents(&mut self, frozen: &Frozen) -> io::Result<Vec<Extent>>;
 
-    /// The data of a frozen layer: that of its extents, one behind the other.
+    /// The data of a frozen or sealed layer, which must be what was asked for last: that
+    /// of its extents, one behind the other.
     ///
     /// # Errors
     ///
@@ -138,9 +144,31 @@ pub trait Kernel {
     /// What the system says.
     fn failed(&mut self, id: u64, errno: i32) -> io::Result<()>;
 
+    /// The frozen layer `id` is durable in the log: those who wait for it go on, and it
+    /// is not frozen any more. Whether it is time for a layer of what was logged.
+    ///
+    /// # Errors
+    ///
+    /// What the system says.
+    fn logged(&mut self, id: u64) -> io::Result<bool>;
+
+    /// What is sealed until it is stacked; if nothing is, and `make` says so, all that
+    /// was logged is from here on, and what is frozen.
+    ///
+    /// # Errors
+    ///
+    /// What the system says; that is [`Errno::SHUTDOWN`] if the disk is gone, maybe with
+    /// something that was logged and is in no layer.
+    fn seal(&mut self, make: bool) -> io::Result<Option<Frozen>>;
+
     /// Waits, before something is tried again.
     fn pause(&mut self, time: Duration) {
         thread::sleep(time);
+    }
+
+    /// What time it is.
+    fn now(&self) -> Instant {
+        Instant::now()
     }
 }
 
@@ -289,6 +317,37 @@ impl Kernel for Driver {
         };
         // SAFETY: that is the request's structure.
         unsafe { ioctl(&self.file, uapi::FAILED, &mut failed) }
+    }
+
+    fn logged(&mut self, id: u64) -> io::Result<bool> {
+        let mut logged = uapi::Logged {
+            id,
+            wanted: 0,
+            reserved: 0,
+        };
+        // SAFETY: that is the request's structure.
+        unsafe { ioctl(&self.file, uapi::LOGGED, &mut logged) }?;
+        Ok(logged.wanted != 0)
+    }
+
+    fn seal(&mut self, make: bool) -> io::Result<Option<Frozen>> {
+        let mut seal = uapi::Seal {
+            flags: u32::from(!make),
+            ..uapi::Seal::default()
+        };
+        // SAFETY: that is the request's structure.
+        match unsafe { ioctl(&self.file, uapi::SEAL, &mut seal) } {
+            Ok(()) => Ok(Some(Frozen {
+                id: seal.id,
+                reason: Reason::Sealed,
+                extents: seal.extents,
+                bytes: seal.bytes,
+            })),
+            Err(error) => match Errno::from_io_error(&error) {
+                Some(Errno::NODATA) => Ok(None),
+                _ => Err(error),
+            },
+        }
     }
 }
 

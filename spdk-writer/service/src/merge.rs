@@ -13,6 +13,7 @@ use obd_core::budget::{
     Budget,
     MAX_MEMORY, //
 };
+use obd_core::image::MAX_LAYERS;
 use obd_host::Host;
 use obd_writer::Options;
 use obd_writer::source::ImageSource;
@@ -119,6 +120,11 @@ pub fn compact<F: Folder>(
     stop: &AtomicBool,
 ) -> Result<Option<usize>, Error> {
     let mut device = Device::open(folder)?;
+    // What is only in the log is over all layers, so it may as well come later.
+    let is_full = device.image().lowers.len() >= MAX_LAYERS;
+    if !is_full {
+        device.recover(options)?;
+    }
     let layers = match depth {
         Depth::Own => device.image().own(),
         Depth::All => 0..device.image().lowers.len(),
@@ -140,6 +146,9 @@ pub fn compact<F: Folder>(
     let count = layers.len();
     device.replace(0, layers, &name, stored)?;
     device.sweep();
+    if is_full {
+        device.recover(options)?;
+    }
     Ok(Some(count))
 }
 

@@ -41,6 +41,14 @@ pub struct Stats {
     pub seconds_image: f64,
     /// and until the driver had it.
     pub seconds_stack: f64,
+    /// Records that were written to the log.
+    pub logged: u64,
+    /// Tries that failed, after which a layer was made.
+    pub failed_logs: u64,
+    /// Bytes of these records.
+    pub bytes_logged: u64,
+    /// From a frozen layer to the end of its flush by such a record, seconds.
+    pub seconds_logged: f64,
     /// Merges.
     pub merges: u64,
     /// Merges that failed.

@@ -24,6 +24,10 @@ pub(crate) const EXTENTS: libc::Ioctl = request(1, 0xB2, size_of::<Extents>());
 pub(crate) const STACK: libc::Ioctl = request(1, 0xB3, size_of::<Stack>());
 /// A commit failed: a [`Failed`].
 pub(crate) const FAILED: libc::Ioctl = request(1, 0xB4, size_of::<Failed>());
+/// A frozen layer is in the log: a [`Logged`].
+pub(crate) const LOGGED: libc::Ioctl = request(3, 0xB5, size_of::<Logged>());
+/// What was logged is to become a layer: a [`Seal`].
+pub(crate) const SEAL: libc::Ioctl = request(3, 0xB6, size_of::<Seal>());
 
 #[derive(Clone, Copy, Debug, Default)]
 #[repr(C)]
@@ -91,6 +95,27 @@ pub(crate) struct Failed {
     pub(crate) reserved: u32,
 }
 
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub(crate) struct Logged {
+    pub(crate) id: u64,
+    /// Why a layer should be made, as in [`Next`]; 0: there is time.
+    pub(crate) wanted: u32,
+    pub(crate) reserved: u32,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+#[repr(C)]
+pub(crate) struct Seal {
+    /// 1: only what is sealed already.
+    pub(crate) flags: u32,
+    pub(crate) reserved: u32,
+    pub(crate) id: u64,
+    pub(crate) extents: u64,
+    /// Bytes of the mapping.
+    pub(crate) bytes: u64,
+}
+
 // Sizes and places that the kernel may never change.
 const _: () = {
     assert!(size_of::<Bind>() == 32);
@@ -115,10 +140,18 @@ const _: () = {
     assert!(offset_of!(Stack, path) == 16);
     assert!(size_of::<Failed>() == 16);
     assert!(offset_of!(Failed, errno) == 8);
+    assert!(size_of::<Logged>() == 16);
+    assert!(offset_of!(Logged, wanted) == 8);
+    assert!(size_of::<Seal>() == 32);
+    assert!(offset_of!(Seal, id) == 8);
+    assert!(offset_of!(Seal, extents) == 16);
+    assert!(offset_of!(Seal, bytes) == 24);
     // The numbers that the header's macros give.
     assert!(BIND as u32 == 0xC020_4FB0);
     assert!(NEXT as u32 == 0xC020_4FB1);
     assert!(EXTENTS as u32 == 0x4020_4FB2);
     assert!(STACK as u32 == 0x4018_4FB3);
     assert!(FAILED as u32 == 0x4010_4FB4);
+    assert!(LOGGED as u32 == 0xC010_4FB5);
+    assert!(SEAL as u32 == 0xC020_4FB6);
 };

@@ -12,10 +12,13 @@ use crate::folder::Folder;
 use crate::frozen::Content;
 use crate::image::Step;
 use crate::kernel::{
+    Extent,
     Frozen,
     Kernel,
-    Next, //
+    Next,
+    Reason, //
 };
+use crate::log::Mark;
 use crate::merge;
 use crate::stats::{
     Stats,
@@ -23,6 +26,7 @@ use crate::stats::{
 };
 use obd_core::image::MAX_LAYERS;
 use rustix::io::Errno;
+use std::io;
 use std::num::NonZero;
 use std::ops::{
     ControlFlow,
@@ -46,6 +50,9 @@ use std::time::{
 /// done, are looked for in between.
 const TICK: Duration = Duration::from_millis(500);
 
+/// The same while a layer is made of what was logged.
+const SOON: Duration = Duration::from_millis(20);
+
 /// How long to wait before a commit is tried again: at first...
 const PAUSE: Duration = Duration::from_millis(100);
 
@@ -65,8 +72,12 @@ pub struct Options {
     pub layer: obd_writer::Options,
     /// How many layers of its own a device may have before some are merged.
     pub max_layers: usize,
-    /// Whether they are merged by a thread, while commits go on.
+    /// Whether they are merged by a thread, while commits go on, and what was logged is
+    /// made a layer of by one, while more is logged.
     pub background: bool,
+    /// Bytes of a log that is made if somebody waits for a flush; 0: none is, nor is one
+    /// written to that is there.
+    pub log: u64,
 }
 
 impl Default for Options {
@@ -75,6 +86,7 @@ impl Default for Options {
             layer: obd_writer::Options::default(),
             max_layers: 16,
             background: true,
+            log: 0,
         }
     }
 }
@@ -107,17 +119,97 @@ pub enum End {
 }
 
 /// The writer of a disk.
-pub struct Writer<'a, F, K> {
+pub struct Writer<'a, F: Folder, K> {
     device: Device<'a, F>,
     kernel: K,
     options: Options,
     stats: Stats,
     /// What `image.json` says, and the driver does not know yet.
     pending: Option<Step>,
+    /// What is sealed, if that is known here.
+    sealed: Option<Sealed>,
+    /// A writer before this one may have left something in the driver: all of it becomes
+    /// layers first.
+    taking: bool,
+    /// When a layer is to be made again of what is sealed, and logged.
+    retry: Option<Instant>,
+    /// How long to wait before something is tried again.
+    pause: Duration,
+    /// What the log knows of the present trouble: whether it is lack of space.
+    said: Option<bool>,
+    /// The same of the disk's own log.
+    said_log: bool,
     /// Commits there must be before the next merge.
     merge_at: u64,
     /// Whether all layers are to be merged.
     compact: bool,
+}
+
+/// What is sealed.
+#[derive(Clone, Copy)]
+struct Sealed {
+    id: u64,
+    /// What of the log it has.
+    mark: Option<Mark>,
+    /// All of it is in the log.
+    logged: bool,
+}
+
+/// What came of asking for what is sealed.
+enum Left {
+    /// That is.
+    Layer(Frozen),
+    /// Nothing is, nor logged, nor frozen.
+    Nothing,
+    /// The disk is gone, and what was in no layer with it: the log has what was flushed.
+    Gone,
+}
+
+/// A layer in the making of what is sealed, and in the log.
+struct Sealing<'s, 'a, F: Folder> {
+    id: u64,
+    number: u64,
+    begin: Instant,
+    thread: ScopedJoinHandle<'s, Result<(Draft<'a, F>, Written), Error>>,
+}
+
+/// A layer that was written.
+struct Written {
+    /// Bytes of data in it, and of zeros.
+    data: u64,
+    zeros: u64,
+    /// Bytes of the file.
+    stored: u64,
+    copied: u64,
+}
+
+/// Whether the driver says that the disk is gone.
+fn is_gone(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(Errno::SHUTDOWN.raw_os_error())
+}
+
+/// Writes layer `number` of a disk of `size` bytes, under its name.
+fn write_layer<'a, F: Folder>(
+    folder: &'a F,
+    number: u64,
+    size: u64,
+    extents: &[Extent],
+    bytes: &[u8],
+    options: &obd_writer::Options,
+) -> Result<(Draft<'a, F>, Written), Error> {
+    let content = Content::new(size, extents, bytes).map_err(Error::Contract)?;
+    // It goes again with the draft if anything fails.
+    let mut draft = Draft::named(folder, number)?;
+    let go = |_, _| ControlFlow::Continue(());
+    let written = obd_writer::commit(&content, Later(&mut draft), options, go)
+        .map_err(|error| Error::layer(&crate::image::name(number), error))?;
+    let written = Written {
+        data: bytes.len() as u64,
+        zeros: content.zeros(),
+        stored: written.stored,
+        copied: written.copied,
+    };
+    Ok((draft, written))
 }
 
 /// A merge under way.
@@ -136,12 +228,20 @@ impl<'a, F: Folder, K: Kernel> Writer<'a, F, K> {
     ///
     /// [`Error::Image`] if the disk is none of this device.
     pub fn new(device: Device<'a, F>, kernel: K, options: Options) -> Result<Self, Error> {
+        // So much at most can be in memory until there is a layer of it.
+        let log = options.log.min(kernel.bound().memory / 2);
         let mut writer = Self {
             device,
             kernel,
-            options,
+            options: Options { log, ..options },
             stats: Stats::default(),
             pending: None,
+            sealed: None,
+            taking: true,
+            retry: None,
+            pause: PAUSE,
+            said: None,
+            said_log: false,
             merge_at: 0,
             compact: false,
         };
@@ -173,9 +273,12 @@ impl<'a, F: Folder, K: Kernel> Writer<'a, F, K> {
             ));
         };
         if step.id != 0 {
-            let next = self.kernel.next(Duration::ZERO);
-            let next = next.map_err(Error::kernel("say what is frozen"))?;
-            if !matches!(next, Next::Frozen(frozen) if frozen.id == step.id) {
+            let sealed = self.kernel.seal(false);
+            let sealed = sealed.map_err(Error::kernel("say what is sealed"))?;
+            if sealed.is_none_or(|sealed| sealed.id != step.id) {
+                if image.obd.log.is_some() {
+                    return differs("a layer that the disk does not know of".into());
+                }
                 // The driver dropped it: nobody was told that it is durable, and
                 // the disk reads as it does without it.
                 return self.device.pop();
@@ -214,20 +317,56 @@ impl<'a, F: Folder, K: Kernel> Writer<'a, F, K> {
         options
     }
 
-    /// Makes a layer of what is frozen.
-    fn commit(&mut self, frozen: &Frozen) -> Result<(), Error> {
-        if let Some(step) = self.pending {
-            if step.id != 0 && step.id != frozen.id {
-                let (was, is) = (step.id, frozen.id);
-                return Err(Error::Contract(format!("{is} is frozen, not {was}")));
+    /// What is sealed, or is from here on, if anything is logged or frozen; `logged` if
+    /// nothing is that is not in the log.
+    fn seal(&mut self, logged: bool) -> Result<Left, Error> {
+        let known = self.sealed.map(|sealed| sealed.id);
+        // Of a writer before this one, if it is there and not known here.
+        let (there, is_new) = match self.ask_sealed(false)? {
+            Left::Nothing => (self.ask_sealed(true)?, true),
+            there => (there, false),
+        };
+        match there {
+            Left::Layer(there) if is_new => {
+                self.sealed = Some(Sealed {
+                    id: there.id,
+                    mark: self.device.seal(),
+                    logged,
+                });
             }
-            self.settle()?;
-            if step.id != 0 {
-                self.stats.taken_over += 1;
-                return Ok(());
+            Left::Layer(there) if known != Some(there.id) => {
+                self.sealed = Some(Sealed {
+                    id: there.id,
+                    mark: self.device.mark_of_sealed(),
+                    logged: false,
+                });
+            }
+            Left::Layer(_) => {}
+            Left::Nothing | Left::Gone => self.sealed = None,
+        }
+        Ok(there)
+    }
+
+    /// Asks the driver for what is sealed, and to seal something if `make` says so.
+    fn ask_sealed(&mut self, make: bool) -> Result<Left, Error> {
+        match self.kernel.seal(make) {
+            Ok(Some(there)) => Ok(Left::Layer(there)),
+            Ok(None) => Ok(Left::Nothing),
+            Err(error) if is_gone(&error) => {
+                self.retry = None;
+                Ok(Left::Gone)
+            }
+            Err(error) => {
+                // Something may be sealed that is not known here: nothing may be logged
+                // over that.
+                self.taking = true;
+                Err(Error::kernel("seal what was logged")(error))
             }
         }
-        let begin = Instant::now();
+    }
+
+    /// What is in a frozen layer, or a sealed one.
+    fn content(&mut self, frozen: &Frozen) -> Result<(Vec<Extent>, K::Mapping), Error> {
         let extents = self
             .kernel
             .extents(frozen)
@@ -236,38 +375,202 @@ impl<'a, F: Folder, K: Kernel> Writer<'a, F, K> {
             .kernel
             .map(frozen)
             .map_err(Error::kernel("lend what is frozen"))?;
+        Ok((extents, mapping))
+    }
+
+    /// Makes layers of all that is sealed, logged and frozen.
+    fn commit_all<'s>(
+        &mut self,
+        merging: &mut Option<Merging<'_>>,
+        sealing: &mut Option<Sealing<'s, 'a, F>>,
+        told: &mut Told<'_>,
+    ) -> Result<(), Error> {
+        if let Some(sealing) = sealing.take() {
+            self.stack_sealed(sealing)?;
+        }
+        loop {
+            match self.seal(false)? {
+                Left::Layer(sealed) => {
+                    self.room(merging, told)?;
+                    self.commit(&sealed)?;
+                }
+                Left::Nothing => break,
+                // Nothing has become a layer, so nothing is dead.
+                Left::Gone => return Ok(()),
+            }
+        }
+        self.retry = None;
+        // What a writer before this one left may be in the log alone, as far as is known.
+        self.device.bury_all()
+    }
+
+    /// Tells the driver of what is durable, if it does not know; whether that was the layer
+    /// with what is sealed.
+    fn is_settled(&mut self, sealed: &Frozen) -> Result<bool, Error> {
+        let Some(step) = self.pending else {
+            return Ok(false);
+        };
+        if step.id != 0 && step.id != sealed.id {
+            let (was, is) = (step.id, sealed.id);
+            return Err(Error::Contract(format!("{is} is sealed, not {was}")));
+        }
+        self.settle()?;
+        if step.id == 0 {
+            return Ok(false);
+        }
+        self.stats.taken_over += 1;
+        self.sealed = None;
+        Ok(true)
+    }
+
+    /// Makes a layer of what is sealed.
+    fn commit(&mut self, sealed: &Frozen) -> Result<(), Error> {
+        if self.is_settled(sealed)? {
+            return Ok(());
+        }
+        let begin = Instant::now();
+        let (extents, mapping) = self.content(sealed)?;
         let bytes = mapping.as_ref();
-        let size = self.device.image().obd.size;
-        let content = Content::new(size, &extents, bytes).map_err(Error::Contract)?;
         let number = self.device.number();
-        let name = crate::image::name(number);
-        // It goes again with the draft if anything fails.
-        let mut draft = Draft::named(self.device.folder(), number)?;
-        let go = |_, _| ControlFlow::Continue(());
+        let size = self.device.image().obd.size;
         let options = self.layer_options(bytes.len());
-        let written = obd_writer::commit(&content, Later(&mut draft), &options, go)
-            .map_err(|error| Error::layer(&name, error))?;
-        let (data, zeros) = (bytes.len() as u64, content.zeros());
+        let folder = self.device.folder();
+        let (draft, written) = write_layer(folder, number, size, &extents, bytes, &options)?;
         // The driver's pages are needed no more.
-        drop(content);
         drop(mapping);
-        let layer = begin.elapsed();
+        self.stack(sealed.id, number, draft, &written, begin, begin.elapsed())
+    }
+
+    /// Makes the layer `number` durable, with which all is in layers that is sealed, and
+    /// the driver's. It was written in the time `layer`, since `begin`.
+    fn stack(
+        &mut self,
+        id: u64,
+        number: u64,
+        draft: Draft<'a, F>,
+        written: &Written,
+        begin: Instant,
+        layer: Duration,
+    ) -> Result<(), Error> {
+        let mark = self.sealed.filter(|sealed| sealed.id == id);
+        let mark = mark.and_then(|sealed| sealed.mark);
+        let again = Instant::now();
         let step = self
             .device
-            .commit(frozen.id, number, written.stored, draft)?;
-        let image = begin.elapsed();
+            .commit(id, number, written.stored, draft, mark)?;
+        let image = again.elapsed();
         self.pending = Some(step);
         self.settle()?;
+        self.sealed = None;
         self.stats.commit(Times {
             layer,
-            image: image - layer,
-            stack: begin.elapsed() - image,
+            image,
+            stack: begin.elapsed().saturating_sub(layer + image),
         });
-        self.stats.bytes_in += data;
-        self.stats.bytes_zero += zeros;
+        self.stats.bytes_in += written.data;
+        self.stats.bytes_zero += written.zeros;
         self.stats.bytes_out += written.stored;
         self.stats.bytes_copied += written.copied;
         Ok(())
+    }
+
+    /// Writes what is frozen to the log, which ends the flushes that wait for it; whether
+    /// it did, and whether it is time for a layer.
+    fn log(&mut self, frozen: &Frozen, told: &mut Told<'_>) -> Result<Option<bool>, Error> {
+        // What is older and in no log has to be durable first.
+        let is_first = self.sealed.is_none_or(|sealed| sealed.logged);
+        let fits = self.device.has_log() && self.device.log_has_room(frozen.extents, frozen.bytes);
+        if !is_first || !fits {
+            return Ok(None);
+        }
+        let begin = Instant::now();
+        let (extents, mapping) = self.content(frozen)?;
+        let bytes = mapping.as_ref();
+        let size = self.device.image().obd.size;
+        Content::new(size, &extents, bytes).map_err(Error::Contract)?;
+        match self.device.append(&extents, bytes) {
+            Ok(len) => self.stats.bytes_logged += len,
+            Err(error) => {
+                self.stats.failed_logs += 1;
+                if !self.said_log {
+                    self.said_log = true;
+                    (told.log)(&format!("cannot write to the log: {error}: making layers"));
+                }
+                return Ok(None);
+            }
+        }
+        drop(mapping);
+        let wanted = self
+            .kernel
+            .logged(frozen.id)
+            .map_err(Error::kernel("take what was logged"))?;
+        self.said_log = false;
+        self.stats.logged += 1;
+        self.stats.seconds_logged += begin.elapsed().as_secs_f64();
+        Ok(Some(wanted || self.device.log_is_half_full()))
+    }
+
+    /// Begins to make a layer of what is logged; `logged` if nothing is frozen that is not.
+    fn begin_sealing<'s>(
+        &mut self,
+        logged: bool,
+        scope: &'s Scope<'s, '_>,
+        merging: &mut Option<Merging<'_>>,
+        told: &mut Told<'_>,
+    ) -> Result<Option<Sealing<'s, 'a, F>>, Error>
+    where
+        'a: 's,
+    {
+        let Left::Layer(sealed) = self.seal(logged)? else {
+            return Ok(None);
+        };
+        self.room(merging, told)?;
+        // One step at a time is between the image and the driver.
+        if self.is_settled(&sealed)? {
+            return Ok(None);
+        }
+        let begin = Instant::now();
+        let (extents, mapping) = self.content(&sealed)?;
+        let number = self.device.number();
+        let size = self.device.image().obd.size;
+        let folder = self.device.folder();
+        let options = self.layer_options(mapping.as_ref().len());
+        let thread = thread::Builder::new()
+            .name("obd-seal".into())
+            .spawn_scoped(scope, move || {
+                let bytes = mapping.as_ref();
+                let (mut draft, written) =
+                    write_layer(folder, number, size, &extents, bytes, &options)?;
+                // Now, so that others do not wait for it.
+                let name = crate::image::name(number);
+                draft.sync().map_err(Error::file("write", name))?;
+                Ok((draft, written))
+            })
+            .map_err(Error::file("start", "a thread"))?;
+        Ok(Some(Sealing {
+            id: sealed.id,
+            number,
+            begin,
+            thread,
+        }))
+    }
+
+    /// Has the driver read from the layer that was made of what is sealed.
+    fn stack_sealed(&mut self, sealing: Sealing<'_, 'a, F>) -> Result<(), Error> {
+        let Sealing {
+            id,
+            number,
+            begin,
+            thread,
+        } = sealing;
+        let written = thread
+            .join()
+            .unwrap_or_else(|_| Err(Error::Contract("writing a layer panicked".into())));
+        let (draft, written) = written?;
+        let layer = begin.elapsed();
+        // One step at a time is between the image and the driver.
+        self.settle()?;
+        self.stack(id, number, draft, &written, begin, layer)
     }
 
     /// Layers to be merged, if it is time.
@@ -371,12 +674,17 @@ impl<'a, F: Folder, K: Kernel> Writer<'a, F, K> {
         let enough = AtomicBool::new(false);
         thread::scope(|scope| {
             let mut merging = None;
-            let result = self.serve(scope, &mut merging, &enough, signals, told);
+            let mut sealing = None;
+            let result = self.serve(scope, &mut merging, &mut sealing, &enough, signals, told);
             if let Some(merging) = merging {
                 enough.store(true, Ordering::Relaxed);
                 // It would have saved work later; nobody needs it now.
                 let _ = merging.thread.join();
                 self.device.discard(crate::image::name(merging.number));
+            }
+            if let Some(sealing) = sealing {
+                // It is in the log. What was written goes with the draft.
+                drop(sealing.thread.join());
             }
             result
         })
@@ -386,6 +694,7 @@ impl<'a, F: Folder, K: Kernel> Writer<'a, F, K> {
         &mut self,
         scope: &'s Scope<'s, '_>,
         merging: &mut Option<Merging<'s>>,
+        sealing: &mut Option<Sealing<'s, 'a, F>>,
         enough: &'s AtomicBool,
         signals: &Signals<'_>,
         told: &mut Told<'_>,
@@ -394,13 +703,16 @@ impl<'a, F: Folder, K: Kernel> Writer<'a, F, K> {
         'a: 's,
     {
         let is_set = |flag: Option<&AtomicBool>| flag.is_some_and(|it| it.load(Ordering::Relaxed));
-        let mut pause = PAUSE;
-        // What the log knows of the present trouble: whether it is lack of space.
-        let mut said: Option<bool> = None;
         loop {
-            let done = merging.take_if(|it| it.thread.is_finished() || !self.options.background);
+            let background = self.options.background;
+            let done = merging.take_if(|it| it.thread.is_finished() || !background);
             if let Some(done) = done {
                 self.merged(done, told);
+            }
+            let done = sealing.take_if(|it| it.thread.is_finished() || !background);
+            if let Some(done) = done {
+                let stacked = self.stack_sealed(done);
+                self.sealed(stacked, signals, told)?;
             }
             if let Some(compact) = signals.compact {
                 self.compact |= compact.swap(false, Ordering::Relaxed);
@@ -412,59 +724,216 @@ impl<'a, F: Folder, K: Kernel> Writer<'a, F, K> {
                     Ok(begun) => *merging = Some(begun),
                     Err(error) => (told.log)(&error.to_string()),
                 }
-                if !self.options.background {
+                if !background {
                     continue;
                 }
             }
+            let now = self.kernel.now();
+            if sealing.is_none() && self.retry.is_some_and(|at| at <= now) {
+                self.retry = None;
+                match self.begin_sealing(false, scope, merging, told) {
+                    Ok(None) => self.is_well(told),
+                    Ok(begun) => *sealing = begun,
+                    Err(error) => self.sealed(Err(error), signals, told)?,
+                }
+            }
             let stopping = is_set(signals.stop);
-            let timeout = if stopping { Duration::ZERO } else { TICK };
-            let next = self.kernel.next(timeout);
-            let frozen = match next.map_err(Error::kernel("say what is frozen"))? {
-                Next::Frozen(frozen) => frozen,
-                Next::Idle if stopping => return Ok(End::Stopped),
-                Next::Idle => continue,
-                Next::Gone => return Ok(End::Gone),
+            let is_waiting = sealing.is_some() || self.retry.is_some();
+            let timeout = match (stopping, is_waiting) {
+                (true, _) => Duration::ZERO,
+                // It is looked for soon.
+                (_, true) => SOON,
+                _ => TICK,
             };
-            match self.room(merging, told).and_then(|()| self.commit(&frozen)) {
-                Ok(()) => {
-                    if said.take().is_some() {
-                        (told.log)("layers are committed again");
+            // What was left, by a writer before this one or by an error, comes first.
+            let is_left = self.taking || self.sealed.is_some() && !is_waiting;
+            let frozen = match is_left {
+                true => None,
+                false => {
+                    let next = self.kernel.next(timeout);
+                    match next.map_err(Error::kernel("say what is frozen"))? {
+                        Next::Frozen(frozen) => Some(frozen),
+                        Next::Idle if stopping => None,
+                        Next::Idle => continue,
+                        Next::Gone => return Ok(End::Gone),
                     }
-                    pause = PAUSE;
-                    (told.stats)(&self.stats);
-                    if stopping {
+                }
+            };
+            let damage = self.device.damage().map(str::to_owned);
+            let result = match &frozen {
+                Some(frozen) if !stopping => {
+                    self.serve_frozen(frozen, scope, merging, sealing, signals, told)
+                }
+                _ => self.commit_all(merging, sealing, told),
+            };
+            match result {
+                Ok(()) => {
+                    self.is_well(told);
+                    if self.taking {
+                        self.taking = false;
+                        if let Some(damage) = damage {
+                            // All of it was in memory.
+                            let name = crate::log::NAME;
+                            (told.log)(&format!("given up, and not needed: {name}: {damage}"));
+                        }
+                        self.open_log(false, told);
+                    } else if stopping {
                         return Ok(End::Stopped);
                     }
                 }
                 Err(error) => {
-                    self.stats.failed += 1;
-                    (told.stats)(&self.stats);
-                    let line = match error.is_full() {
-                        true => format!("no space left: {error}: waiting for some"),
-                        false => format!("cannot commit a layer: {error}: trying again"),
-                    };
-                    // Once for each kind: the rest is as good as the same. Before
-                    // the driver ends flushes: who gets an error finds out why.
-                    let before = said.replace(error.is_full());
-                    if !stopping && before != Some(error.is_full()) {
-                        (told.log)(&line);
-                    }
-                    let errno = match error.is_full() {
-                        true => Errno::NOSPC,
-                        false => Errno::IO,
-                    };
-                    let failed = self.kernel.failed(frozen.id, errno.raw_os_error());
-                    // Nothing is asked of the driver any more if it does not even
-                    // take that.
-                    failed.map_err(Error::kernel("take an error"))?;
+                    self.complain(&error, stopping, told);
+                    let frozen = frozen.map(|frozen| frozen.id);
+                    self.fail(frozen, &error)?;
                     if stopping {
                         return Err(error);
                     }
-                    self.rest(pause, signals);
-                    pause = (pause * 2).min(MAX_PAUSE);
+                    self.wait(signals);
                 }
             }
         }
+    }
+
+    /// Has what is frozen made durable.
+    fn serve_frozen<'s>(
+        &mut self,
+        frozen: &Frozen,
+        scope: &'s Scope<'s, '_>,
+        merging: &mut Option<Merging<'s>>,
+        sealing: &mut Option<Sealing<'s, 'a, F>>,
+        signals: &Signals<'_>,
+        told: &mut Told<'_>,
+    ) -> Result<(), Error>
+    where
+        'a: 's,
+    {
+        let is_asked_for = frozen.reason == Reason::Flush;
+        let logged = match is_asked_for {
+            true => self.log(frozen, told)?,
+            false => None,
+        };
+        // Nobody waits for what is in the log, as all is if nothing is frozen but that.
+        let is_idle = sealing.is_none() && self.sealed.is_none() && self.retry.is_none();
+        let is_old = frozen.extents == 0 && matches!(frozen.reason, Reason::Size | Reason::Age);
+        if is_idle && logged.unwrap_or(is_old) {
+            match self.begin_sealing(true, scope, merging, told) {
+                Ok(begun) => *sealing = begun,
+                Err(error) if self.sealed.is_some() => self.sealed(Err(error), signals, told)?,
+                // It is frozen as before, if that was not logged.
+                Err(error) => return Err(error),
+            }
+            return Ok(());
+        }
+        if logged.is_some() {
+            return Ok(());
+        }
+        self.commit_all(merging, sealing, told)?;
+        if is_asked_for {
+            self.open_log(true, told);
+        }
+        Ok(())
+    }
+
+    /// Opens the log, if it is there, or `make` says that there is to be one.
+    fn open_log(&mut self, make: bool, told: &mut Told<'_>) {
+        let is_there = self.device.image().obd.log.is_some();
+        if self.options.log == 0 || self.device.is_logging() || !is_there && !make {
+            return;
+        }
+        if let Err(error) = self.device.start_log(self.options.log) {
+            // Layers do as well.
+            self.options.log = 0;
+            (told.log)(&format!("there is no log: {error}"));
+        }
+    }
+
+    /// Something went well; layers are made if nothing is left of which one should be.
+    fn is_well(&mut self, told: &mut Told<'_>) {
+        if self.retry.is_none() && self.sealed.is_none() {
+            if self.said.take().is_some() {
+                (told.log)("layers are committed again");
+            }
+            self.pause = PAUSE;
+        }
+        (told.stats)(&self.stats);
+    }
+
+    /// Counts a failure, and says what it is.
+    fn complain(&mut self, error: &Error, stopping: bool, told: &mut Told<'_>) {
+        self.stats.failed += 1;
+        (told.stats)(&self.stats);
+        let line = match error.is_full() {
+            true => format!("no space left: {error}: waiting for some"),
+            false => format!("cannot commit a layer: {error}: trying again"),
+        };
+        // Once for each kind: the rest is as good as the same. Before the driver ends
+        // flushes: who gets an error finds out why.
+        let before = self.said.replace(error.is_full());
+        if !stopping && before != Some(error.is_full()) {
+            (told.log)(&line);
+        }
+    }
+
+    /// Ends flushes that wait for what is frozen or sealed.
+    fn fail(&mut self, frozen: Option<u64>, error: &Error) -> Result<(), Error> {
+        let errno = match error.is_full() {
+            true => Errno::NOSPC,
+            false => Errno::IO,
+        };
+        let sealed = self.sealed.map(|sealed| sealed.id);
+        if sealed.or(frozen).is_none() {
+            // Nobody waits; but if the driver does not even say what is sealed, nothing
+            // is asked of it any more.
+            match self.kernel.seal(false) {
+                Err(error) if is_gone(&error) => {}
+                asked => drop(asked.map_err(Error::kernel("say what is sealed"))?),
+            }
+        }
+        for id in [sealed, frozen].into_iter().flatten() {
+            match self.kernel.failed(id, errno.raw_os_error()) {
+                // It is part of what is sealed, or stacked.
+                Err(error) if error.raw_os_error() == Some(Errno::STALE.raw_os_error()) => {}
+                // Which is what comes next of asking it.
+                Err(error) if is_gone(&error) => {}
+                // Nothing is asked of the driver any more if it does not even take that.
+                result => result.map_err(Error::kernel("take an error"))?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Goes on after a layer was made of what is sealed and logged, or was not.
+    fn sealed(
+        &mut self,
+        result: Result<(), Error>,
+        signals: &Signals<'_>,
+        told: &mut Told<'_>,
+    ) -> Result<(), Error> {
+        let Err(error) = result else {
+            self.retry = None;
+            self.is_well(told);
+            return Ok(());
+        };
+        self.complain(&error, false, told);
+        self.fail(None, &error)?;
+        match self.options.background {
+            // What is flushed meanwhile is logged, as long as there is room.
+            true => {
+                self.retry = Some(self.kernel.now() + self.pause);
+                self.pause = (self.pause * 2).min(MAX_PAUSE);
+            }
+            false => {
+                self.wait(signals);
+                self.retry = Some(self.kernel.now());
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits before something is tried again, longer each time.
+    fn wait(&mut self, signals: &Signals<'_>) {
+        self.rest(self.pause, signals);
+        self.pause = (self.pause * 2).min(MAX_PAUSE);
     }
 
     /// Makes sure that there is room for one more layer.

@@ -14,6 +14,7 @@ use common::{
     check, //
 };
 use fastrand::Rng;
+use obd_service::log::MIN_SIZE;
 use obd_service::writer::{
     Signals,
     Told, //
@@ -30,11 +31,12 @@ use obd_service::{
 /// Rounds of writing in a life.
 const ROUNDS: u64 = 14;
 
-fn options() -> Options {
+fn options(log: u64, background: bool) -> Options {
     Options {
         max_layers: 4,
-        // One thread, one order.
-        background: false,
+        log,
+        // One thread, one order, or else any.
+        background,
         ..Options::default()
     }
 }
@@ -44,17 +46,24 @@ fn options() -> Options {
 struct Seen {
     taken_over: u64,
     merges: u64,
+    logged: u64,
+    failed_logs: u64,
     failed: u64,
     kills: u64,
     cuts: u64,
+    gone: u64,
     errors: u64,
 }
 
 /// A writer from its beginning to its end.
 fn write(world: &Shared, seen: &mut Seen) -> Result<End, Error> {
     let folder = Model(world.clone());
-    let device = Device::open(&folder)?;
-    let mut writer = Writer::new(device, Model(world.clone()), options())?;
+    let device = world.open(&folder)?;
+    let options = {
+        let world = world.lock();
+        options(world.log, world.background)
+    };
+    let mut writer = Writer::new(device, Model(world.clone()), options)?;
     let result = writer.run(
         &Signals::default(),
         &mut Told {
@@ -66,6 +75,8 @@ fn write(world: &Shared, seen: &mut Seen) -> Result<End, Error> {
     assert_eq!(stats.bytes_copied, 0);
     seen.taken_over += stats.taken_over;
     seen.merges += stats.merges;
+    seen.logged += stats.logged;
+    seen.failed_logs += stats.failed_logs;
     seen.failed += stats.failed + stats.failed_merges;
     result
 }
@@ -86,6 +97,10 @@ fn live(world: &Shared, faults: &[(u64, Fault)], seen: &mut Seen) {
             (world.dead, world.hit)
         };
         match ended {
+            // Somebody took it away, and has it once more.
+            Ok(End::Gone) if hit == Some(Fault::Gone) => {}
+            // It was a merge's last step, which nobody waits for.
+            Ok(End::Gone) if dead && world.lock().background => {}
             Ok(end) => {
                 assert_eq!(end, End::Gone);
                 assert!(!dead);
@@ -97,6 +112,7 @@ fn live(world: &Shared, faults: &[(u64, Fault)], seen: &mut Seen) {
         match hit {
             Some(Fault::Kill) => seen.kills += 1,
             Some(Fault::Power) => seen.cuts += 1,
+            Some(Fault::Gone) => seen.gone += 1,
             _ => seen.errors += 1,
         }
         world.restart();
@@ -135,54 +151,133 @@ impl Drop for Context {
 
 #[test]
 fn every_step_of_a_life() {
+    every_step(0);
+}
+
+#[test]
+fn every_step_of_a_life_with_a_log() {
+    every_step(MIN_SIZE);
+}
+
+/// A new world whose writer may have a log of so many bytes.
+fn world(seed: u64, log: u64) -> Shared {
+    let world = Shared::new(seed, ROUNDS);
+    world.lock().log = log;
+    world
+}
+
+fn every_step(log: u64) {
     let seed = 3;
     let mut seen = Seen::default();
-    let whole = Shared::new(seed, ROUNDS);
+    let whole = world(seed, log);
     live(&whole.clone(), &[], &mut seen);
     let steps = whole.lock().steps;
-    assert!(seen.merges > 1 && steps > 200, "{steps} steps, {seen:?}");
+    // With a log there are fewer layers.
+    let merges = if log == 0 { 1 } else { 0 };
+    assert!(
+        seen.merges > merges && steps > 200,
+        "{steps} steps, {seen:?}"
+    );
     assert_eq!(seen.failed, 0);
+    assert_eq!(seen.logged > 3, log > 0, "{seen:?}");
     for fault in [
         Fault::Kill,
         Fault::Power,
         Fault::Error(libc::EIO),
         Fault::Error(libc::ENOSPC),
+        Fault::Gone,
     ] {
         for at in 1..=steps {
             let context = Context(format!("{fault:?} at step {at} of {steps}"));
-            live(&Shared::new(seed, ROUNDS), &[(at, fault)], &mut seen);
+            live(&world(seed, log), &[(at, fault)], &mut seen);
             drop(context);
         }
     }
     // Otherwise this would have tried less than it says.
-    assert!(seen.taken_over > 10, "{seen:?}");
+    let taken_over = if log == 0 { 10 } else { 5 };
+    assert!(seen.taken_over > taken_over, "{seen:?}");
     // The last steps are those of the check that all is at rest.
-    assert!(seen.kills.min(seen.cuts) > steps - 10, "{seen:?}");
-    assert!(seen.failed > steps, "{seen:?}");
+    let least = seen.kills.min(seen.cuts).min(seen.gone);
+    assert!(least > steps - 10, "{seen:?}");
+    assert!(seen.failed + seen.failed_logs > steps, "{seen:?}");
+}
+
+/// A writer is killed, and the next one, which has just taken over, loses power.
+#[test]
+fn a_cut_after_a_kill() {
+    let mut seen = Seen::default();
+    let mut rng = Rng::with_seed(9);
+    for _ in 0..2 * points() {
+        let faults = [
+            (rng.u64(1..=300), Fault::Kill),
+            (rng.u64(1..=30), Fault::Power),
+        ];
+        let seed = rng.u64(..16);
+        let context = Context(format!("seed {seed}, faults {faults:?}"));
+        live(&world(seed, 2 * MIN_SIZE), &faults, &mut seen);
+        drop(context);
+    }
+    assert!(
+        seen.kills > points() && seen.cuts > points() / 2,
+        "{seen:?}"
+    );
+}
+
+/// Nothing is logged while nobody knows which `image.json` there will be.
+#[test]
+fn a_log_after_a_merge_that_may_be_named() {
+    let faults = [
+        (269, Fault::Error(libc::ENOSPC)),
+        (4, Fault::Error(libc::ENOSPC)),
+        (33, Fault::Kill),
+        (4, Fault::Error(libc::EIO)),
+    ];
+    for after in 1..=20 {
+        let mut faults = faults.to_vec();
+        faults.push((after, Fault::Power));
+        let context = Context(format!("faults {faults:?}"));
+        let world = world(0, MIN_SIZE);
+        world.lock().rng = Rng::with_seed(1552);
+        live(&world, &faults, &mut Seen::default());
+        drop(context);
+    }
 }
 
 #[test]
 fn several_faults_in_a_row() {
+    several_faults(points(), false);
+}
+
+#[test]
+fn several_faults_in_a_row_in_the_background() {
+    several_faults(points() / 2, true);
+}
+
+fn several_faults(points: u64, background: bool) {
     let mut seen = Seen::default();
-    for seed in 0..points() {
+    for seed in 0..points {
         let mut rng = Rng::with_seed(seed);
         let mut faults = Vec::new();
         // The later ones in recovery or soon after.
         for n in 0..rng.u64(1..6) {
             let most = if n == 0 { 400 } else { 50 };
-            let kind = match rng.u8(0..4) {
+            let kind = match rng.u8(0..5) {
                 0 => Fault::Error(libc::EIO),
                 1 => Fault::Power,
                 2 => Fault::Error(libc::ENOSPC),
+                3 => Fault::Gone,
                 _ => Fault::Kill,
             };
             faults.push((rng.u64(1..=most), kind));
         }
         let context = Context(format!("seed {seed}, faults {faults:?}"));
-        let world = Shared::new(seed % 16, ROUNDS);
+        // Without a log, with a small one, and with one that is never full.
+        let world = world(seed % 16, [0, MIN_SIZE, 32 * MIN_SIZE][seed as usize % 3]);
         world.lock().rng = Rng::with_seed(seed);
+        world.lock().background = background;
         live(&world, &faults, &mut seen);
         drop(context);
     }
     assert!(seen.taken_over > 0 && seen.merges > 0, "{seen:?}");
+    assert!(seen.logged > 0 && seen.failed_logs > 0, "{seen:?}");
 }

@@ -6,10 +6,12 @@ mod common;
 
 use common::{
     BLOCKS,
+    Fault,
     Model,
     Shared,
     check, //
 };
+use obd_service::log::MIN_SIZE;
 use obd_service::writer::{
     Signals,
     Told, //
@@ -21,11 +23,13 @@ use obd_service::{
     Directory,
     End,
     Error,
+    Folder,
     Kernel,
     Options,
     Stats,
     Writer,
-    compact, //
+    compact,
+    log, //
 };
 use std::sync::Mutex;
 use std::sync::atomic::AtomicBool;
@@ -136,6 +140,162 @@ fn a_full_disk_is_waited_for() {
     assert_eq!(lines.len(), 2, "{lines:?}");
     assert!(lines[0].contains("no space left"), "{lines:?}");
     assert!(lines[1].contains("again"), "{lines:?}");
+    check(&world);
+}
+
+#[test]
+fn flushes_go_on_while_there_is_no_room_for_a_layer() {
+    let world = Shared::new(12, 6);
+    world.lock().background = true;
+    let options = Options {
+        log: 64 * MIN_SIZE,
+        ..options(true)
+    };
+    let (end, stats, lines) = write(&world, options.clone(), &Signals::default());
+    assert_eq!(end.unwrap(), End::Gone);
+    assert_eq!(lines, [""; 0]);
+    check(&world);
+
+    world.attach();
+    world.set_rounds(40);
+    world.lock().full = true;
+    let logged = stats.logged;
+    let (end, stats, lines) = write(&world, options, &Signals::default());
+    assert_eq!(end.unwrap(), End::Gone);
+    // Once a flush found that out, after which the log was what it went to.
+    assert!(stats.logged > 10, "{logged}, {stats:?}");
+    assert_eq!(stats.failed_logs, 0);
+    // 0.1 s, twice that, up to 10 s, whatever is logged meanwhile.
+    let failures = world.lock().failures.clone();
+    assert!(failures.iter().all(|errno| *errno == libc::ENOSPC));
+    assert!((8..30).contains(&stats.failed), "{stats:?}");
+    assert_eq!(lines.len(), 2, "{lines:?}");
+    assert!(lines[0].contains("no space left"), "{lines:?}");
+    assert!(lines[1].contains("again"), "{lines:?}");
+    check(&world);
+}
+
+/// A disk whose writer was killed when there were some records in the log.
+fn with_records() -> (Shared, Options) {
+    let world = Shared::new(14, 30);
+    world.lock().log = 64 * MIN_SIZE;
+    let mut options = options(false);
+    options.log = 64 * MIN_SIZE;
+    let mut steps = 60;
+    let folder = Model(world.clone());
+    loop {
+        {
+            let mut world = world.lock();
+            world.fault = Some((world.steps + steps, Fault::Kill));
+        }
+        let device = world.open(&folder).unwrap();
+        let mut writer = Writer::new(device, Model(world.clone()), options.clone()).unwrap();
+        let mut told = Told {
+            log: &|_| {},
+            stats: &mut |_: &Stats| {},
+        };
+        writer.run(&Signals::default(), &mut told).unwrap_err();
+        drop(writer);
+        world.restart();
+        if Device::open(&folder).unwrap().live() > 2 {
+            return (world, options);
+        }
+        steps += 1;
+    }
+}
+
+/// Who has all in memory says `damage` once, and goes on with another log.
+fn is_taken_over(world: &Shared, options: Options, damage: &str) {
+    let folder = Model(world.clone());
+    let was = Device::look(&folder).unwrap().obd.log.unwrap();
+    world.set_rounds(5);
+    let (end, _, lines) = write(world, options, &Signals::default());
+    assert_eq!(end.unwrap(), End::Gone);
+    let is_said = |line: &String| line.contains("not needed") && line.contains(damage);
+    assert!(lines.len() == 1 && lines.iter().all(is_said), "{lines:?}");
+    let image = Device::look(&folder).unwrap();
+    assert_ne!(image.obd.log.map(|log| log.id), Some(was.id));
+    check(world);
+}
+
+#[test]
+fn a_damaged_log_is_refused_but_for_who_has_all_in_memory() {
+    let (world, options) = with_records();
+    let folder = Model(world.clone());
+    let image = Device::look(&folder).unwrap();
+    let live = Device::open(&folder).unwrap().live();
+    let state = image.obd.log.unwrap();
+    // The second one; the first is as it was.
+    let second = world.behind(log::NAME, state.at as usize, BLOCK as usize);
+    world.spoil(log::NAME, second, &[0xA5; 64]);
+
+    let error = log::content(&folder, &image).unwrap_err().to_string();
+    let number = state.seq + 2;
+    let says = format!("log.obd: record {number}, at byte {second}, is damaged: record ");
+    assert!(error.starts_with(&says), "{error}");
+    // Power fails: what was in the log is not known any more.
+    let cut = world.copy();
+    let spoilt = Model(cut.clone());
+    let mut device = Device::open(&spoilt).unwrap();
+    let refused = device.recover(&Default::default()).unwrap_err().to_string();
+    assert!(refused.starts_with(&error), "{refused}");
+    drop(device);
+    let go = AtomicBool::new(false);
+    let compacted = compact(&spoilt, Depth::Own, &Default::default(), &go);
+    assert_eq!(compacted.unwrap_err().to_string(), refused);
+
+    // What is before the damage can be had, and what is behind is lost.
+    let mut device = Device::open(&spoilt).unwrap();
+    let (records, damage) = device.salvage(&Default::default()).unwrap();
+    assert!(records == 1 && live > 2, "{records} of {live}");
+    assert!(error.ends_with(&damage.unwrap()), "{error}");
+    assert_eq!(device.image().obd.log, None);
+    drop(device);
+    cut.attach();
+    check(&cut);
+    cut.set_rounds(5);
+    let (end, ..) = write(&cut, options.clone(), &Signals::default());
+    assert_eq!(end.unwrap(), End::Gone);
+    check(&cut);
+
+    is_taken_over(&world, options, "is damaged");
+}
+
+#[test]
+fn so_is_a_log_that_is_not_there() {
+    let (world, options) = with_records();
+    let folder = Model(world.clone());
+    folder.remove(log::NAME).unwrap();
+    let cut = world.copy();
+    let without = Model(cut.clone());
+    let mut device = Device::open(&without).unwrap();
+    let refused = device.recover(&Default::default()).unwrap_err().to_string();
+    assert!(
+        refused.starts_with("log.obd: cannot be read: "),
+        "{refused}"
+    );
+    let before = device.image().lowers.clone();
+    let (records, damage) = device.salvage(&Default::default()).unwrap();
+    assert_eq!((records, damage.is_some()), (0, true));
+    assert_eq!(device.image().lowers, before);
+    drop(device);
+    cut.attach();
+    check(&cut);
+
+    is_taken_over(&world, options, "cannot be read");
+}
+
+#[test]
+fn a_log_without_damage_is_salvaged_as_a_whole() {
+    let (world, _) = with_records();
+    let folder = Model(world.clone());
+    let mut device = Device::open(&folder).unwrap();
+    let live = device.live();
+    let salvaged = device.salvage(&Default::default()).unwrap();
+    assert_eq!(salvaged, (live, None));
+    assert!(device.image().obd.log.is_some());
+    drop(device);
+    world.attach();
     check(&world);
 }
 

@@ -38,7 +38,7 @@ pub(super) fn again(f: &Fixture) -> Result<String> {
 pub(super) fn cycle(f: &mut Fixture) -> Result<()> {
     let script = place(f)?
         + "$obd create --rw --size 64M disk > /dev/null
-           dev=$($obd attach --writable --name w --max-layers 4 disk)
+           dev=$($obd attach --writable --name w --max-layers 4 --log 0 disk)
            [ $(cat /sys/block/${dev#/dev/}/ro) = 0 ]
            $obd list | grep -q \"^w.*writable, writer $(writer)$\"
            mkfs.ext4 -q -F $dev; mount $dev /mnt/fs
@@ -50,7 +50,7 @@ pub(super) fn cycle(f: &mut Fixture) -> Result<()> {
            (cd /mnt/fs; sha256sum file* synced*) > /run/sums
            umount /mnt/fs
            sum $dev > /run/whole
-           [ $(stat commits) -ge 12 ]; $obd --json list | grep -q bytes_copied.:0
+           no test -e disk/log.obd; [ $(stat commits) -ge 12 ]; $obd --json list | grep -q bytes_copied.:0
            soon few_layers 5; $obd detach w
            no test -e $dev; [ -z \"$($obd list)\" ]; [ $(layers) -le 6 ]
            dev=$($obd attach --name r disk/image.json)
@@ -67,7 +67,8 @@ pub(super) fn cycle(f: &mut Fixture) -> Result<()> {
            dev=$($obd attach --writable --name w large)
            mount $dev /mnt/fs; (cd /mnt/fs; sha256sum --quiet --strict -c /run/sums)
            dd if=/dev/urandom of=/mnt/fs/more bs=4096 count=500 conv=fsync 2>/dev/null
-           (cd /mnt/fs; sha256sum more) >> /run/sums; umount /mnt/fs; $obd detach w
+           (cd /mnt/fs; sha256sum more) >> /run/sums; umount /mnt/fs
+           test -e large/log.obd; [ $(stat logged) -gt 0 ]; $obd detach w
            dev=$($obd attach --name r large/image.json); mount -t ext4 -o ro $dev /mnt/fs
            (cd /mnt/fs; sha256sum --quiet --strict -c /run/sums); umount /mnt/fs; $obd detach r
            rm -r large; leave";
@@ -98,6 +99,49 @@ pub(super) fn killed_writer(f: &mut Fixture) -> Result<()> {
            fio --name=w --filename=$dev --readonly --size=24m --bs=4k --rw=read \
                --ioengine=psync --verify=crc32c --verify_fatal=1 --minimal > /run/fio
            $obd detach r; leave";
+    f.long(&script).map(drop)
+}
+
+/// What is flushed is in the log, and in memory for reads: there when the writer is killed,
+/// and when the disk goes with all of its memory. A damaged log is refused, but for what is
+/// before the damage if that is asked for.
+pub(super) fn log(f: &mut Fixture) -> Result<()> {
+    let script = place(f)?
+        + r#"$obd create --rw --size 32M disk > /dev/null; head -c 2000000 /dev/urandom > /run/data
+           begin() { dev=$($obd attach --writable --name w --commit-age 0 $1 disk 2>/run/said); }
+           synced() {
+               for i in $(seq $1 $2); do
+                   dd if=/run/data of=$dev bs=4096 skip=$((i * 7)) seek=$((i * 100)) count=20 \
+                       conv=fsync,notrunc 2>/dev/null
+               done
+           }
+           # As when the power fails, but for the drive with the writer's files.
+           lose() { kill -9 $(writer); soon no_writer; $obd detach --force w; }
+           refused() {
+               code=0; $obd attach --name r $1 2>/run/why || code=$?
+               cat /run/why; [ $code != 0 ]; grep -q "$2" /run/why
+           }
+           begin; [ $(stat logged) = 0 ]; no test -e disk/log.obd
+           synced 1 8; [ $(stat commits) = 1 ]; [ $(stat logged) -ge 7 ]; test -e disk/log.obd
+           sum $dev > /run/whole; refused disk/image.json 'records of the log are in no layer'
+           kill -9 $(writer); soon no_writer; sum $dev | cmp - /run/whole
+           [ $($obd writer disk) = $dev ]; synced 9 9; [ $(stat commits) -gt 1 ]
+           synced 10 14; sum $dev > /run/whole; lose
+           refused disk/image.json 'records of the log are in no layer'
+           begin; grep -q 'records of the log became a layer' /run/said
+           sum $dev | cmp - /run/whole; [ $(stat commits) = 0 ]
+
+           sum $dev > /run/before; synced 15 18; lose
+           at=$(tr -d ' \n' < disk/image.json | sed -n 's/.*"log":{[^}]*"at":\([0-9]*\).*/\1/p')
+           [ -n "$at" ]
+           printf 'rubbish' | dd of=disk/log.obd bs=1 seek=$((at + 8)) conv=notrunc 2>/dev/null
+           refused '--writable disk' 'damaged.*--salvage'; refused disk/image.json damaged
+           cp -r disk copy; begin --salvage; grep -q 'the log is given up' /run/said
+           sum $dev | cmp - /run/before; synced 19 22; sum $dev > /run/whole; $obd detach w
+           dev=$($obd attach --name r disk/image.json); sum $dev | cmp - /run/whole; $obd detach r
+           rm -r disk; mv copy disk; rm disk/log.obd
+           refused '--writable disk' 'log.obd: cannot be read'; begin --salvage
+           sum $dev | cmp - /run/before; $obd detach w; rm /run/data; leave"#;
     f.long(&script).map(drop)
 }
 

@@ -44,10 +44,17 @@ fn script(f: &mut Fixture, cases: &str) -> Result<()> {
 /// Writes, discards and zeros of any sectors, in memory, frozen and in layers, against
 /// a file that gets the same; then the layers by themselves, read-only.
 pub(super) fn model(f: &mut Fixture) -> Result<()> {
-    script(
-        f,
+    script(f, &format!("log=; {MODEL}"))
+}
+
+/// The same by a writer with a log.
+pub(super) fn model_of_log(f: &mut Fixture) -> Result<()> {
+    script(f, &format!("log='--log 4'; {MODEL}"))
+}
+
+const MODEL: &str =
         "size=$((24 << 20)); disk size=$size memory=$((4 << 20)) commit_ms=1500
-         writer; model=/run/model; truncate -s $size $model
+         writer $log; model=/run/model; truncate -s $size $model
          dd if=/dev/urandom of=/run/random bs=1M count=2 2>/dev/null
          awk -v sectors=$((size / 512)) 'BEGIN { srand(5);
              for (i = 0; i < 120; i++) { at = int(rand() * sectors);
@@ -67,6 +74,7 @@ pub(super) fn model(f: &mut Fixture) -> Result<()> {
              discard) blkdiscard -f -o $((at * 512)) -l $((len * 512)) $dev 2>/dev/null;;
              zero) blkdiscard -f -z -o $((at * 512)) -l $((len * 512)) $dev 2>/dev/null;;
              esac
+             [ -z \"$log\" ] || [ $((i % 4)) != 0 ] || sync $dev
              case $how in
              write|buffered) dd $in of=$model bs=64k $out 2>/dev/null;;
              discard|zero) fallocate -p -o $((at * 512)) -l $((len * 512)) $model;;
@@ -77,7 +85,8 @@ pub(super) fn model(f: &mut Fixture) -> Result<()> {
                  drop; cmp $dev $model
              fi
          done < /run/ops
-         commits=$(stat commits); echo \"$commits commits\"; [ $commits -gt 5 ]
+         commits=$(stat commits); echo \"$commits commits, $(stat logged) logged\"; [ $commits -gt 5 ]
+         [ -z \"$log\" ] || [ $(stat logged) -gt 5 ]
          [ $(wc -l < $dir/layers) -ge $commits ]
          no rmmod obd 2>/dev/null
          sync $dev; drop; cmp $dev $model
@@ -86,9 +95,7 @@ pub(super) fn model(f: &mut Fixture) -> Result<()> {
          echo 0 > $dir/power; echo 1 > $dir/writable; echo 1 > $dir/power
          dev=/dev/$(cat $dir/device); number=${dev#/dev/obd}; cmp $dev $model
          dd if=/run/random of=$dev bs=4k count=1 conv=notrunc 2>/dev/null &
-         reader=$!; writer; wait $reader; gone; rm $model /run/random",
-    )
-}
+         reader=$!; writer $log; wait $reader; gone; rm $model /run/random";
 
 /// fio's own checks, with more written than there is memory for, by several at once,
 /// while layers are stacked under it; a file system on top that is synced.
@@ -143,6 +150,18 @@ pub(super) fn flushes(f: &mut Fixture) -> Result<()> {
          done
          for pid in $pids; do wait $pid; done
          [ $(stat commits) -le 10 ]; gone
+
+         # What is in a log is flushed, and is read from memory until there is a layer.
+         disk size=$((16 << 20)) commit_ms=0; writer --log 100
+         for i in 1 2 3; do
+             dd if=$raw of=$dev bs=64k skip=$i seek=$((i * 2)) count=4 conv=fsync,notrunc 2>/dev/null
+         done
+         [ $(stat commits) = 0 ]; [ $(stat logged) -ge 3 ]; [ $(stat logged_bytes) -gt 400000 ]; drop
+         cmp -n 262144 -i 196608:393216 $raw $dev
+         kill -9 $writer; wait $writer || :; cmp -n 262144 -i 196608:393216 $raw $dev
+         writer --log 1; dd if=$raw of=$dev bs=64k count=1 conv=fsync,notrunc 2>/dev/null
+         soon eval '[ $(stat commits) -gt 0 ]'; soon eval '[ $(stat logged_bytes) = 0 ]'; drop
+         cmp -n 65536 $raw $dev; cmp -n 262144 -i 196608:393216 $raw $dev; gone
 
          disk size=$((16 << 20)) commit_ms=0; writer --fail 1
          no dd if=$raw of=$dev bs=4k count=1 oflag=direct conv=fsync 2>/run/why

@@ -32,7 +32,9 @@ use obd_service::kernel::{
 };
 use obd_service::{
     BLOCK,
-    Device, //
+    Device,
+    Error,
+    log, //
 };
 use std::collections::{
     BTreeMap,
@@ -50,13 +52,23 @@ use std::sync::{
     MutexGuard,
     PoisonError, //
 };
-use std::time::Duration;
+use std::thread;
+use std::time::{
+    Duration,
+    Instant, //
+};
 
 /// Blocks of the disk.
 pub(crate) const BLOCKS: u64 = 48;
 
 /// A layer below the disk's own.
 pub(crate) const GIVEN: &str = "/given/base.lsmt";
+
+/// How often a thread looks, at most, whether the writer went on.
+const LINGER: u32 = 50;
+
+/// How long it takes until somebody has written something.
+const WRITE_TIME: Duration = Duration::from_millis(10);
 
 /// What happens at a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,6 +79,8 @@ pub(crate) enum Fault {
     Power,
     /// The step fails: the number of the error.
     Error(i32),
+    /// The disk is taken away, with what is in memory.
+    Gone,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -130,7 +144,10 @@ impl Files {
         for inode in &mut self.inodes {
             let mut left = inode.durable.clone();
             if inode.content != inode.durable {
-                left.resize(rng.usize(..=inode.content.len()), 0);
+                // What was overwritten only is as long as it was.
+                if inode.content.len() != inode.durable.len() {
+                    left.resize(rng.usize(..=inode.content.len()), 0);
+                }
                 for (at, sector) in left.chunks_mut(512).enumerate() {
                     let from = &inode.content[at * 512..];
                     if rng.bool() {
@@ -148,21 +165,70 @@ impl Files {
 
 type Blocks = BTreeMap<u64, Option<Vec<u8>>>;
 
+/// A frozen or sealed layer, with what reads gave when the last of it was frozen.
+#[derive(Clone)]
+struct Lent {
+    id: u64,
+    reason: Reason,
+    blocks: Blocks,
+    then: Vec<u8>,
+}
+
+impl Lent {
+    fn says(&self) -> Frozen {
+        let pages = self.blocks.values().filter(|page| page.is_some()).count();
+        Frozen {
+            id: self.id,
+            reason: self.reason,
+            extents: self.extents().len() as u64,
+            bytes: pages as u64 * BLOCK,
+        }
+    }
+
+    fn extents(&self) -> Vec<Extent> {
+        let mut extents: Vec<Extent> = Vec::new();
+        for (block, page) in &self.blocks {
+            let zero = u32::from(page.is_none());
+            match extents.last_mut() {
+                Some(last)
+                    if last.block + u64::from(last.blocks) == *block && last.zero == zero =>
+                {
+                    last.blocks += 1;
+                }
+                _ => extents.push(Extent {
+                    block: *block,
+                    blocks: 1,
+                    zero,
+                }),
+            }
+        }
+        extents
+    }
+}
+
 /// What the driver knows.
 #[derive(Clone, Default)]
 struct Disk {
     active: Blocks,
-    frozen: Option<(u64, Reason, Blocks)>,
+    frozen: Option<Lent>,
+    logged: Blocks,
+    /// What reads gave when the last of what is logged was frozen.
+    logged_then: Vec<u8>,
+    sealed: Option<Lent>,
+    /// Something that is sealed is in no log.
+    unlogged: bool,
+    /// What reads gave when what is in the image was frozen.
+    image_then: Vec<u8>,
+    /// What the writer was lent last.
+    lent: u64,
     /// Layers by name, with their content as it was opened.
     layers: Vec<(String, Vec<u8>)>,
     next_id: u64,
     /// What reads of the disk give.
     shown: Vec<u8>,
-    /// What they gave when layers were frozen, from the last one that the image
-    /// holds on.
+    /// What they gave when layers were frozen, from the last one that was said to be
+    /// durable on.
     frozen_then: Vec<Vec<u8>>,
-    /// A flush waits for what is frozen.
-    flushing: bool,
     /// Rounds of writing that are still to come.
     rounds: u64,
 }
@@ -171,6 +237,10 @@ pub(crate) struct World {
     files: Files,
     disk: Disk,
     pub(crate) rng: Rng,
+    /// The driver has the disk.
+    attached: bool,
+    /// It had it until somebody took that away, and the writer may not know.
+    gone: bool,
     /// The writer's process is no more.
     pub(crate) dead: bool,
     pub(crate) steps: u64,
@@ -185,6 +255,17 @@ pub(crate) struct World {
     pub(crate) full: bool,
     /// How long the writer paused.
     pub(crate) paused: Duration,
+    /// How long it waited besides, and since when.
+    waited: Duration,
+    begin: Instant,
+    /// How often it asked what is frozen.
+    asked: u64,
+    /// Layers are made by threads of which nobody knows how fast they are.
+    pub(crate) background: bool,
+    /// How large a log may be; 0: there is none.
+    pub(crate) log: u64,
+    /// How often something was logged.
+    pub(crate) logs: u64,
     /// Content of every layer that was stacked, by name.
     pub(crate) stacked: Vec<(String, Vec<u8>)>,
 }
@@ -254,6 +335,8 @@ impl Shared {
                 ..Disk::default()
             },
             rng,
+            attached: false,
+            gone: false,
             dead: false,
             steps: 0,
             fault: None,
@@ -262,6 +345,12 @@ impl Shared {
             changes: 0,
             full: false,
             paused: Duration::ZERO,
+            waited: Duration::ZERO,
+            begin: Instant::now(),
+            asked: 0,
+            background: false,
+            log: 0,
+            logs: 0,
             stacked: Vec::new(),
         };
         let shared = Self(Arc::new(Mutex::new(world)));
@@ -312,31 +401,21 @@ impl Shared {
         world.disk = Disk {
             layers,
             frozen_then: vec![shown.clone()],
+            image_then: shown.clone(),
+            logged_then: shown.clone(),
             shown,
-            active: Blocks::new(),
-            frozen: None,
-            flushing: false,
             next_id: 1,
             rounds: world.disk.rounds,
+            ..Disk::default()
         };
+        world.attached = true;
     }
 
-    /// What was hit goes on: the writer anew, and the machine, too, if the power
-    /// failed. What must be there is looked for.
-    pub(crate) fn restart(&self) {
-        let power = {
-            let mut world = self.lock();
-            let power = world.hit == Some(Fault::Power);
-            if power {
-                let World { files, rng, .. } = &mut *world;
-                files.cut(rng);
-            }
-            world.dead = false;
-            world.hit = None;
-            world.fault = None;
-            power
-        };
-        if power {
+    /// Begins a writer: attaches the disk before, if it is not.
+    pub(crate) fn open<'a>(&self, folder: &'a Model) -> Result<Device<'a, Model>, Error> {
+        let mut device = Device::open(folder)?;
+        if !self.lock().attached {
+            device.recover(&Default::default())?;
             let before = self.lock().disk.frozen_then.clone();
             self.attach();
             let world = self.lock();
@@ -345,11 +424,52 @@ impl Shared {
                 "what is there was never frozen since the last flush"
             );
         }
+        Ok(device)
+    }
+
+    /// What was hit goes on: the writer anew, and the machine, too, if the power
+    /// failed. What must be there is looked for.
+    pub(crate) fn restart(&self) {
+        {
+            let mut world = self.lock();
+            let power = world.hit == Some(Fault::Power);
+            if power {
+                let World { files, rng, .. } = &mut *world;
+                files.cut(rng);
+            }
+            world.dead = false;
+            world.gone = false;
+            world.hit = None;
+            world.fault = None;
+            if power {
+                world.attached = false;
+            }
+        }
     }
 
     /// What the disk says now.
     pub(crate) fn shown(&self) -> Vec<u8> {
         self.lock().disk.shown.clone()
+    }
+
+    /// The next block of a file that begins like the one at `at`.
+    pub(crate) fn behind(&self, name: &str, at: usize, block: usize) -> usize {
+        let world = self.lock();
+        let content = &world.files.inodes[world.files.names[name]].content;
+        let begin = &content[at..at + 8];
+        let mut places = (at + block..content.len()).step_by(block);
+        places
+            .find(|at| content[*at..].starts_with(begin))
+            .expect("there is another")
+    }
+
+    /// What is in a file is something else from now on.
+    pub(crate) fn spoil(&self, name: &str, at: usize, bytes: &[u8]) {
+        let mut world = self.lock();
+        let inode = world.files.names[name];
+        let inode = &mut world.files.inodes[inode];
+        inode.content[at..at + bytes.len()].copy_from_slice(bytes);
+        inode.durable[at..at + bytes.len()].copy_from_slice(bytes);
     }
 
     pub(crate) fn set_rounds(&self, rounds: u64) {
@@ -363,8 +483,41 @@ impl Shared {
         names.cloned().collect()
     }
 
+    /// Waits, so that the writer does something meanwhile, or does not, if this is a thread
+    /// that makes a layer of what is sealed.
+    fn linger(&self) {
+        if thread::current().name() != Some("obd-seal") {
+            return;
+        }
+        let until = {
+            let mut world = self.lock();
+            if !world.background {
+                return;
+            }
+            world.asked + world.rng.u64(..3)
+        };
+        // The writer may wait for this thread.
+        for _ in 0..LINGER {
+            let world = self.lock();
+            if world.dead || world.asked >= until {
+                return;
+            }
+            drop(world);
+            thread::sleep(Duration::from_micros(20));
+        }
+    }
+
+    /// What the driver is asked for, if the disk is there.
+    fn ask<T>(&self, act: impl FnOnce(&mut World) -> io::Result<T>) -> io::Result<T> {
+        self.step(|world| match world.gone {
+            true => Err(io::Error::from_raw_os_error(libc::ESHUTDOWN)),
+            false => act(world),
+        })
+    }
+
     /// A step of the writer's.
     fn step<T>(&self, act: impl FnOnce(&mut World) -> io::Result<T>) -> io::Result<T> {
+        self.linger();
         let mut world = self.lock();
         if world.dead {
             return Err(dead());
@@ -378,6 +531,11 @@ impl Shared {
         world.fault = None;
         if let Fault::Error(errno) = fault {
             return Err(io::Error::from_raw_os_error(errno));
+        }
+        if fault == Fault::Gone {
+            world.gone = true;
+            world.attached = false;
+            return act(&mut world);
         }
         // Whether the step was done before the end, nobody knows.
         if world.rng.bool() {
@@ -429,6 +587,13 @@ pub(crate) fn pages(rng: &mut Rng, count: usize) -> Vec<u8> {
 }
 
 impl World {
+    /// Somebody makes room, after a minute.
+    fn make_room(&mut self) {
+        if self.paused + self.waited > Duration::from_secs(60) {
+            self.full = false;
+        }
+    }
+
     /// Somebody writes to the disk.
     fn write(&mut self) {
         for _ in 0..self.rng.usize(1..8) {
@@ -455,58 +620,114 @@ impl World {
         let id = self.disk.next_id;
         self.disk.next_id += 1;
         self.disk.frozen_then.push(self.disk.shown.clone());
-        self.disk.frozen = Some((id, reason, active));
-        self.frozen().unwrap()
+        let then = self.disk.shown.clone();
+        let frozen = Lent {
+            id,
+            reason,
+            blocks: active,
+            then,
+        };
+        self.disk.frozen.insert(frozen).says()
     }
 
-    fn frozen(&self) -> Option<Frozen> {
-        let (id, reason, blocks) = self.disk.frozen.as_ref()?;
-        let pages = blocks.values().filter(|page| page.is_some()).count();
-        Some(Frozen {
-            id: *id,
-            reason: *reason,
-            extents: self.extents().len() as u64,
-            bytes: pages as u64 * BLOCK,
-        })
+    /// The layer that the writer was lent by that name.
+    fn lent(&self, id: u64) -> io::Result<&Lent> {
+        let lent = [&self.disk.frozen, &self.disk.sealed];
+        let found = lent.into_iter().flatten().find(|lent| lent.id == id);
+        found.ok_or(io::Error::from_raw_os_error(libc::ESTALE))
     }
 
-    fn extents(&self) -> Vec<Extent> {
-        let mut extents: Vec<Extent> = Vec::new();
-        for (block, page) in self.disk.frozen.iter().flat_map(|(_, _, blocks)| blocks) {
-            let zero = u32::from(page.is_none());
-            match extents.last_mut() {
-                Some(last)
-                    if last.block + u64::from(last.blocks) == *block && last.zero == zero =>
-                {
-                    last.blocks += 1;
-                }
-                _ => extents.push(Extent {
-                    block: *block,
-                    blocks: 1,
-                    zero,
-                }),
-            }
+    /// What was frozen when reads gave `then` is durable: nothing older may come back.
+    fn acknowledge(&mut self, then: &[u8]) {
+        let at = self.disk.frozen_then.iter().rposition(|it| it == then);
+        // It may be older than what was acknowledged before.
+        if let Some(at) = at {
+            self.disk.frozen_then.drain(..at);
         }
-        extents
+    }
+
+    /// What is frozen is merged over what was logged.
+    fn absorb(&mut self) {
+        if let Some(frozen) = self.disk.frozen.take() {
+            self.disk.logged.extend(frozen.blocks);
+            self.disk.logged_then = frozen.then;
+        }
+    }
+
+    /// What the log must have from here on.
+    fn logged(&mut self, id: u64) -> io::Result<bool> {
+        if self.disk.frozen.as_ref().is_none_or(|it| it.id != id) {
+            return Err(io::Error::from_raw_os_error(libc::ESTALE));
+        }
+        if self.disk.unlogged {
+            return Err(io::Error::from_raw_os_error(libc::EBUSY));
+        }
+        self.absorb();
+        let then = self.disk.logged_then.clone();
+        self.logs += 1;
+        let image = self.files.durable(image::NAME);
+        let image = Image::parse("", image.expect("image.json is not durable")).unwrap();
+        let mut says = read(&self.disk.layers_of(&self.files, &image));
+        let state = image.obd.log.expect("there is no log");
+        let log = self
+            .files
+            .durable(log::NAME)
+            .expect("the log is not durable");
+        assert_eq!(log.len() as u64, state.size);
+        let content = log::content(&Durable(&self.files), &image).unwrap();
+        apply(&mut says, &content);
+        assert!(says == then, "layers and log say something else");
+        self.acknowledge(&then);
+        Ok(self.rng.u8(..3) == 0)
+    }
+
+    fn seal(&mut self, make: bool) -> Option<Frozen> {
+        if let Some(sealed) = &self.disk.sealed {
+            return Some(sealed.says());
+        }
+        if !make || self.disk.frozen.is_none() && self.disk.logged.is_empty() {
+            return None;
+        }
+        let frozen = self.disk.frozen.as_ref();
+        self.disk.unlogged = frozen.is_some_and(|frozen| !frozen.blocks.is_empty());
+        self.absorb();
+        let id = self.disk.next_id;
+        self.disk.next_id += 1;
+        let sealed = Lent {
+            id,
+            reason: Reason::Sealed,
+            blocks: std::mem::take(&mut self.disk.logged),
+            then: self.disk.logged_then.clone(),
+        };
+        Some(self.disk.sealed.insert(sealed).says())
     }
 
     fn next(&mut self) -> Next {
-        if let Some(frozen) = self.frozen() {
-            return Next::Frozen(frozen);
+        if let Some(frozen) = &self.disk.frozen {
+            return Next::Frozen(frozen.says());
         }
+        let is_sealed = self.disk.sealed.is_some();
         if self.disk.rounds == 0 {
-            return match self.disk.active.is_empty() {
-                true => Next::Gone,
-                false => Next::Frozen(self.freeze(Reason::Detach)),
+            let is_rest = self.disk.active.is_empty() && self.disk.logged.is_empty();
+            return match is_rest {
+                true if !is_sealed => Next::Gone,
+                // One at a time.
+                _ if is_sealed => Next::Idle,
+                _ => Next::Frozen(self.freeze(Reason::Detach)),
             };
         }
         self.disk.rounds -= 1;
+        let is_logged = !self.disk.logged.is_empty() && self.disk.active.is_empty();
+        if is_logged && !is_sealed && self.rng.bool() {
+            // Nothing but that is old.
+            return Next::Frozen(self.freeze(Reason::Age));
+        }
         self.write();
         match self.rng.u8(..4) {
             0 => Next::Idle,
+            1 if is_sealed => Next::Idle,
             1 => Next::Frozen(self.freeze(Reason::Age)),
             _ => {
-                self.disk.flushing = true;
                 let frozen = self.freeze(Reason::Flush);
                 // What comes later is of no concern to that flush.
                 self.write();
@@ -520,10 +741,13 @@ impl World {
         let path = path.to_str().unwrap();
         let name = path.strip_prefix("/device/").unwrap_or(path).to_owned();
         let errno = |errno| Err(io::Error::from_raw_os_error(errno));
-        match &self.disk.frozen {
-            Some((frozen, ..)) if id == *frozen => {}
-            _ if id == 0 => {}
-            _ => return errno(libc::ESTALE),
+        let is_bottom = self.disk.sealed.is_none() && self.disk.logged.is_empty();
+        if id != 0 {
+            let is_sealed = self.disk.sealed.as_ref().is_some_and(|it| it.id == id);
+            self.lent(id)?;
+            if !is_sealed && !is_bottom {
+                return errno(libc::EBUSY);
+            }
         }
         if layers.end > self.disk.layers.len() {
             return errno(libc::EINVAL);
@@ -548,12 +772,17 @@ impl World {
         // A push shows what was there when it was frozen, an exchange what was
         // there before it.
         let says = read(&now);
-        assert!(self.disk.frozen_then[usize::from(id != 0)] == says);
         if id != 0 {
-            self.disk.frozen = None;
-            // The flush is acknowledged: nothing older may come back.
-            self.disk.frozen_then.remove(0);
-            self.disk.flushing = false;
+            let then = self.lent(id)?.then.clone();
+            assert!(then == says);
+            match self.disk.sealed.take() {
+                Some(_) => self.disk.unlogged = false,
+                None => self.disk.frozen = None,
+            }
+            self.acknowledge(&then);
+            self.disk.image_then = then;
+        } else {
+            assert!(self.disk.image_then == says);
         }
         self.disk.layers = now;
         self.stacked.push((name, content));
@@ -561,8 +790,94 @@ impl World {
     }
 }
 
+impl Disk {
+    /// The layers that an image names, as they are durable.
+    fn layers_of(&self, files: &Files, image: &Image) -> Vec<(String, Vec<u8>)> {
+        let lowers = image.lowers.iter();
+        let layers = lowers.map(|lower| {
+            let content = files.durable(&lower.file);
+            let content = content.unwrap_or_else(|| panic!("{} is loose", lower.file));
+            (lower.file.clone(), content.to_vec())
+        });
+        layers.collect()
+    }
+}
+
+/// Puts what a log says over what layers say.
+pub(crate) fn apply(to: &mut [u8], content: &log::Content) {
+    let mut bytes = &content.bytes[..];
+    for extent in &content.extents {
+        let at = (extent.block * BLOCK) as usize;
+        let to = &mut to[at..at + extent.blocks as usize * BLOCK as usize];
+        match extent.zero {
+            0 => {
+                let (data, rest) = bytes.split_at(to.len());
+                to.copy_from_slice(data);
+                bytes = rest;
+            }
+            _ => to.fill(0),
+        }
+    }
+    assert!(bytes.is_empty());
+}
+
+/// What of a folder is durable, to be read.
+struct Durable<'a>(&'a Files);
+
+impl Folder for Durable<'_> {
+    type File = ();
+    type Log = ();
+    type Source = Bytes;
+
+    fn create(&self, _: &str) -> io::Result<()> {
+        Err(dead())
+    }
+
+    fn append(&self, (): &mut (), _: &[u8]) -> io::Result<()> {
+        Err(dead())
+    }
+
+    fn overwrite(&self, (): &mut (), _: &[u8]) -> io::Result<()> {
+        Err(dead())
+    }
+
+    fn sync(&self, (): &mut ()) -> io::Result<()> {
+        Err(dead())
+    }
+
+    fn rename(&self, _: &str, _: &str) -> io::Result<()> {
+        Err(dead())
+    }
+
+    fn sync_names(&self, _: &str) -> io::Result<()> {
+        Err(dead())
+    }
+
+    fn remove(&self, _: &str) -> io::Result<()> {
+        Err(dead())
+    }
+
+    fn names(&self, _: &str) -> io::Result<Vec<String>> {
+        Err(dead())
+    }
+
+    fn read(&self, _: &str) -> io::Result<Vec<u8>> {
+        Err(dead())
+    }
+
+    fn open(&self, name: &str) -> io::Result<Bytes> {
+        let content = self.0.durable(name);
+        Ok(Bytes(content.ok_or(io::ErrorKind::NotFound)?.to_vec()))
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        name.into()
+    }
+}
+
 impl Folder for Model {
     type File = usize;
+    type Log = usize;
     type Source = Bytes;
 
     fn create(&self, name: &str) -> io::Result<usize> {
@@ -663,6 +978,51 @@ impl Folder for Model {
     fn path(&self, name: &str) -> PathBuf {
         Path::new("/device").join(name)
     }
+
+    fn reserve(&self, name: &str, size: u64) -> io::Result<u64> {
+        let mut file = self.create(name)?;
+        let made = self
+            .append(&mut file, &vec![0; size as usize])
+            .and_then(|()| self.sync(&mut file))
+            .and_then(|()| self.sync_names(""));
+        match made {
+            Ok(()) => Ok(size),
+            Err(error) => {
+                let _ = self.remove(name);
+                Err(error)
+            }
+        }
+    }
+
+    fn open_log(&self, name: &str) -> io::Result<usize> {
+        self.0.step(|world| world.files.inode(name))
+    }
+
+    fn write_log(&self, log: &mut usize, at: u64, header: &[u8], data: &[u8]) -> io::Result<()> {
+        let record = [header, data].concat();
+        let (log, at) = (*log, at as usize);
+        let written = self.0.step(|world| {
+            world.changes += 1;
+            let inode = &mut world.files.inodes[log];
+            inode.content[at..at + record.len()].copy_from_slice(&record);
+            inode.durable = inode.content.clone();
+            Ok(())
+        });
+        if written.is_err() {
+            // Some of it may be there, whatever became of the writer.
+            let mut world = self.0.lock();
+            let World { files, rng, .. } = &mut *world;
+            let inode = &mut files.inodes[log];
+            for (sector, from) in record.chunks(512).enumerate() {
+                if rng.bool() {
+                    let at = at + sector * 512;
+                    inode.content[at..at + 512].copy_from_slice(from);
+                }
+            }
+            inode.durable = inode.content.clone();
+        }
+        written
+    }
 }
 
 impl Kernel for Model {
@@ -676,33 +1036,68 @@ impl Kernel for Model {
         }
     }
 
-    fn next(&mut self, _: Duration) -> io::Result<Next> {
+    fn next(&mut self, timeout: Duration) -> io::Result<Next> {
         // Somebody writes whether the writer lives or not, but the steps that can
         // fail are the writer's.
         let mut world = self.0.lock();
-        match world.dead {
-            true => Err(dead()),
-            false => Ok(world.next()),
+        if world.dead {
+            return Err(dead());
         }
+        if world.gone {
+            return Ok(Next::Gone);
+        }
+        let next = world.next();
+        world.asked += 1;
+        match next {
+            Next::Frozen(frozen) => {
+                world.disk.lent = frozen.id;
+                world.waited += WRITE_TIME;
+            }
+            _ => world.waited += timeout,
+        }
+        world.make_room();
+        drop(world);
+        thread::yield_now();
+        Ok(next)
+    }
+
+    fn now(&self) -> Instant {
+        let world = self.0.lock();
+        world.begin + world.waited + world.paused
+    }
+
+    fn logged(&mut self, id: u64) -> io::Result<bool> {
+        self.0.ask(|world| world.logged(id))
+    }
+
+    fn seal(&mut self, make: bool) -> io::Result<Option<Frozen>> {
+        self.0.ask(|world| {
+            let sealed = world.seal(make);
+            if let Some(sealed) = sealed {
+                world.disk.lent = sealed.id;
+            }
+            Ok(sealed)
+        })
     }
 
     fn extents(&mut self, frozen: &Frozen) -> io::Result<Vec<Extent>> {
-        self.0.step(|world| {
-            assert_eq!(world.frozen(), Some(*frozen));
-            Ok(world.extents())
+        self.0.ask(|world| {
+            let lent = world.lent(frozen.id)?;
+            assert_eq!(lent.says(), *frozen);
+            Ok(lent.extents())
         })
     }
 
     fn map(&mut self, frozen: &Frozen) -> io::Result<Vec<u8>> {
-        self.0.step(|world| {
-            assert_eq!(world.frozen(), Some(*frozen));
-            let (_, _, blocks) = world.disk.frozen.as_ref().unwrap();
-            Ok(blocks.values().flatten().flatten().copied().collect())
+        self.0.ask(|world| {
+            assert_eq!(world.disk.lent, frozen.id);
+            let lent = world.lent(frozen.id)?;
+            Ok(lent.blocks.values().flatten().flatten().copied().collect())
         })
     }
 
     fn stack(&mut self, id: u64, layers: Range<usize>, path: &Path) -> io::Result<()> {
-        self.0.step(|world| world.stack(id, layers, path))
+        self.0.ask(|world| world.stack(id, layers, path))
     }
 
     fn failed(&mut self, id: u64, errno: i32) -> io::Result<()> {
@@ -710,19 +1105,18 @@ impl Kernel for Model {
         if world.dead {
             return Err(dead());
         }
-        assert_eq!(world.frozen().map(|frozen| frozen.id), Some(id));
+        if world.gone {
+            return Err(io::Error::from_raw_os_error(libc::ESHUTDOWN));
+        }
+        world.lent(id)?;
         world.failures.push(errno);
-        world.disk.flushing = false;
         Ok(())
     }
 
     fn pause(&mut self, time: Duration) {
         let mut world = self.0.lock();
         world.paused += time;
-        // Somebody makes room.
-        if world.paused > Duration::from_secs(60) {
-            world.full = false;
-        }
+        world.make_room();
     }
 }
 
@@ -738,6 +1132,13 @@ pub(crate) fn check(shared: &Shared) {
         .filter(|file| file != GIVEN)
         .collect();
     named.insert(image::NAME.into());
+    if image.obd.log.is_some() {
+        named.insert(log::NAME.into());
+    }
+    assert_eq!(
+        log::content(&folder, &image).unwrap(),
+        log::Content::default()
+    );
     assert_eq!(shared.files().into_iter().collect::<BTreeSet<_>>(), named);
     let shown = shared.shown();
     let world = shared.lock();
@@ -755,6 +1156,7 @@ pub(crate) fn check(shared: &Shared) {
         .collect();
     assert!(read(&layers) == shown, "the image says something else");
     assert!(world.disk.frozen.is_none() && world.disk.active.is_empty());
+    assert!(world.disk.sealed.is_none() && world.disk.logged.is_empty());
     assert!(
         layers
             .iter()
