@@ -129,6 +129,7 @@ enum lbio_result {
  * @fua: the last one was with FUA
  * @polled: @queue has no interrupts: @task ends its writes, or the watchdog, late
  * @unattended: @task may wait for something else before he waits for them
+ * @partial: some of what was to be written was refused
  */
 struct lbio_batch {
 	struct block_device *bdev;
@@ -139,6 +140,7 @@ struct lbio_batch {
 	bool fua;
 	bool polled;
 	bool unattended;
+	bool partial;
 };
 
 #define LBIO_BATCH_ASLEEP	1
@@ -155,6 +157,7 @@ static inline void lbio_batch_init(struct lbio_batch *batch)
 	batch->fua = false;
 	batch->polled = false;
 	batch->unattended = false;
+	batch->partial = false;
 }
 
 #ifdef CONFIG_AIOS
@@ -261,6 +264,35 @@ static inline void lbio_batch_unattended(struct lbio_batch *batch)
 	batch->unattended = true;
 	if (batch->polled)
 		lbio_batch_wait(batch);
+}
+
+/**
+ * lbio_batch_attended - say that the task waits for nothing else any more
+ * @batch: his batch
+ *
+ * Ends what lbio_batch_unattended() began, if what he may have waited for is over.
+ */
+static inline void lbio_batch_attended(struct lbio_batch *batch)
+{
+	batch->unattended = false;
+}
+
+/**
+ * lbio_batch_is_whole - whether writes were sent, and none was refused
+ * @batch: his batch
+ */
+static inline bool lbio_batch_is_whole(const struct lbio_batch *batch)
+{
+	return batch->bdev && !batch->partial;
+}
+
+/**
+ * lbio_batch_needs_task - whether writes are in flight that only the task ends soon
+ * @batch: his batch
+ */
+static inline bool lbio_batch_needs_task(struct lbio_batch *batch)
+{
+	return batch->polled && atomic_read(&batch->pending);
 }
 
 /**

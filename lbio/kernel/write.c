@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * A write of a file's dirty pages, without the block layer.
+ * A write of a file's dirty pages, or of its journal's blocks, without the block
+ * layer.
  *
  * The file system builds a bio as ever, and asks here before it submits it. The bio
  * stays what it is: it is told of the end, by bio_endio(), and goes the ordinary way
@@ -31,17 +32,19 @@
  *
  * - Order. A cancelled command may have been carried out, but will not be: it is
  *   cancelled when the controller is disabled. From submission until bio_endio(), so
- *   also between two attempts, the folio is under writeback, and nobody submits a
- *   newer write of it, frees its block, or writes to that directly.
+ *   also between two attempts, the folio is under writeback, or the buffer locked,
+ *   and nobody submits a newer write of it, frees its block, or writes to that
+ *   directly.
  *
- * - Caches. FUA is carried in the command, where the drive has a cache and FUA;
- *   else such a bio is refused. Flushes are never sent. What bio_endio() tells the
+ * - Caches. FUA is carried in the command, where the drive has a cache and FUA; if
+ *   it has a cache alone such a bio is refused, and so is one with PREFLUSH: flushes
+ *   are never sent. Without a cache both mean nothing. What bio_endio() tells the
  *   file system is what it would tell it after a request, so what it knows of the
  *   drive's cache is as true.
  *
- * - Memory. The pages are the page cache's, and mapped for each command by the DMA
- *   API, which costs what it costs blk-mq: some 1,100 instructions to map a page
- *   through an IOMMU, and 1,000 to unmap it. Nothing is allocated.
+ * - Memory. The pages are the page cache's or the journal's, and mapped for each
+ *   command by the DMA API, which costs what it costs blk-mq: some 1,100 instructions
+ *   to map a page through an IOMMU, and 1,000 to unmap it. Nothing is allocated.
  *
  * - Whom blk-mq asks for leave. While an I/O scheduler, I/O control, throttling by
  *   cgroups or of writeback (wbt), tracing of requests, or the injection of errors is
@@ -114,10 +117,14 @@ static bool lbio_has_plain_pages(struct bio *bio)
 	return true;
 }
 
-/* Whether a command can say all that @bio does. */
+/*
+ * Whether a command can say all that @bio does, but for hints to schedulers and where
+ * the bio itself goes in the end.
+ */
 static bool lbio_is_fit(struct bio *bio)
 {
-	const blk_opf_t carried = REQ_OP_MASK | REQ_SYNC | REQ_FUA;
+	const blk_opf_t carried = REQ_OP_MASK | REQ_SYNC | REQ_IDLE | REQ_META |
+				  REQ_PRIO | REQ_FUA | REQ_ALLOC_CACHE;
 	unsigned int size = bio->bi_iter.bi_size;
 
 	return bio_op(bio) == REQ_OP_WRITE && !(bio->bi_opf & ~carried) &&
@@ -305,6 +312,9 @@ static bool lbio_start_write(struct lbio_batch *batch, struct bio *bio,
 	unsigned int mapped;
 
 	*why = LBIO_EV_UNFIT;
+	/* As submit_bio() will do if the bio is refused. */
+	if (op_is_flush(bio->bi_opf) && !bdev_write_cache(bdev))
+		bio->bi_opf &= ~(REQ_PREFLUSH | REQ_FUA);
 	if (!lbio_is_fit(bio) || (batch->bdev && batch->bdev != bdev))
 		return false;
 	map.nents = bio->bi_vcnt;
@@ -352,7 +362,7 @@ exit_queue:
 /**
  * lbio_write - write without the block layer
  * @batch: the caller's batch
- * @bio: what is written; as it is for submit_bio()
+ * @bio: what is written; as it is for submit_bio(), of a file or of a journal
  *
  * May be called wherever bios are submitted; does not sleep. The caller waits for
  * the batch, soon, and says so before he waits for anything that may wait for the
@@ -367,6 +377,7 @@ bool lbio_write(struct lbio_batch *batch, struct bio *bio)
 
 	if (likely(lbio_start_write(batch, bio, &why)))
 		return true;
+	batch->partial = true;
 	lbio_count(why);
 	trace_lbio_write_fallback(bio, why);
 	return false;
@@ -523,6 +534,9 @@ void __lbio_batch_wait(struct lbio_batch *batch)
 
 	might_sleep();
 	batch->pages = 0;
+	/* They may have ended before anybody waited; that teaches nothing. */
+	if (!atomic_read_acquire(&batch->pending))
+		return;
 	/*
 	 * As long as there is a reference the batch's queue stays. A write has
 	 * one until it has ended, so if there is none to be had, all have ended.

@@ -28,11 +28,15 @@ use obd_core::{
     Source, //
 };
 use obd_host::Host;
-use obd_service::image::NAME;
+use obd_service::image::{
+    Image,
+    NAME, //
+};
 use obd_service::{
     BLOCK,
     Device,
-    Folder, //
+    Folder,
+    log, //
 };
 use std::collections::BTreeMap;
 use std::io;
@@ -264,7 +268,7 @@ impl Files {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What the layers that are named hold, all of which must be whole.
+    /// What the layers that are named hold, all of which must be whole, and the log.
     fn content(&self) -> Result<Vec<u8>, String> {
         let image = Device::look(self).map_err(|error| error.to_string())?;
         let mut layers = Vec::new();
@@ -284,7 +288,26 @@ impl Files {
         stack
             .read_at(0, &mut content, &mut scratch)
             .map_err(|error| wrong(&error))?;
+        self.apply_log(&image, &mut content)?;
         Ok(content)
+    }
+
+    /// Puts what only the log says over what layers say.
+    fn apply_log(&self, image: &Image, content: &mut [u8]) -> Result<(), String> {
+        let log = log::content(self, image).map_err(|error| error.to_string())?;
+        let mut bytes = &log.bytes[..];
+        for extent in &log.extents {
+            let begin = (extent.block * BLOCK) as usize;
+            let to = &mut content[begin..begin + extent.blocks as usize * BLOCK as usize];
+            if extent.zero == 1 {
+                to.fill(0);
+            } else {
+                let (data, rest) = bytes.split_at(to.len());
+                to.copy_from_slice(data);
+                bytes = rest;
+            }
+        }
+        Ok(())
     }
 }
 
@@ -294,6 +317,7 @@ fn unsupported<T>() -> io::Result<T> {
 
 impl Folder for Files {
     type File = ();
+    type Log = ();
     type Source = Bytes;
 
     fn create(&self, _: &str) -> io::Result<()> {

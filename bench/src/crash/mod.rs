@@ -172,10 +172,13 @@ impl Args {
         }
     }
 
-    /// The same, with writes around the block layer.
+    /// The same, with writes around the block layer: no external journals, where there are
+    /// none, but fast commits.
     pub(crate) fn with_lbio_writes(self) -> Self {
+        let mode = vec![Mode::Ordered, Mode::DioreadLock, Mode::FastCommitPlain];
         let lbio_writes = true;
         Self {
+            mode,
             lbio_writes,
             ..self
         }

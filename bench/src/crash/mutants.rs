@@ -56,6 +56,8 @@ struct Defect {
     mode: Mode,
     /// Whether fsync's new blocks are allocated as written ones.
     alloc_written: bool,
+    /// Whether what fsync waits for is written around the block layer.
+    lbio_writes: bool,
     /// The first plan; the others follow.
     first: u64,
     /// Recordings at most.
@@ -74,6 +76,7 @@ const ORDERED: Defect = Defect {
     look: Look::AfterPowerCuts,
     mode: Mode::Ordered,
     alloc_written: true,
+    lbio_writes: false,
     first: 0,
     recordings: RECORDINGS,
     stall: false,
@@ -87,7 +90,7 @@ const NEW_BLOCKS: Defect = Defect {
 };
 
 /// None, and then each.
-const DEFECTS: [Defect; 11] = [
+const DEFECTS: [Defect; 13] = [
     Defect {
         name: NONE,
         recordings: 1,
@@ -143,6 +146,20 @@ const DEFECTS: [Defect; 11] = [
         mode: Mode::FastCommitPlain,
         ..ORDERED
     },
+    Defect {
+        name: NONE,
+        lbio_writes: true,
+        recordings: 1,
+        stall: true,
+        ..ORDERED
+    },
+    Defect {
+        name: "kernel-commit-covers-all-data",
+        number: 10,
+        lbio_writes: true,
+        stall: true,
+        ..ORDERED
+    },
     // Direct reads that take their time, and those for which nobody waits.
     Defect {
         name: NONE,
@@ -168,7 +185,7 @@ pub(super) fn explore(ctx: &Context, seed: u64, out: &Path) -> Result<Option<Rep
     let kernel = kernel::build(ctx, Flavour::Patched, Variant::Mutants, None)?.bzimage;
     let sockets = tempfile::tempdir().at("create a folder in", std::env::temp_dir())?;
     let modes = [Mode::Ordered, Mode::DioreadLock, Mode::FastCommitPlain];
-    let stack = (Stack::Async, false);
+    let stack = (Stack::Async, true);
     let Some(mut recorder) =
         Recorder::boot(ctx, kernel, stack, &modes, (out, sockets.path()), None)?
     else {
@@ -219,10 +236,10 @@ fn cut(recorder: &mut Recorder, defect: &Defect, seed: u64, report: &mut Report)
     for plan in defect.first..defect.first + defect.recordings {
         interrupt::check()?;
         recorder.stall_some(defect.stall)?;
-        recorder.mutate(defect.number, defect.alloc_written)?;
+        recorder.mutate(defect.number, defect.alloc_written, defect.lbio_writes)?;
         let recorded = recorder.record(mode, &mode.plan(seed, plan));
         let recording = recorded.map_err(|error| error.context(defect.name))?;
-        recorder.mutate(0, defect.alloc_written)?;
+        recorder.mutate(0, defect.alloc_written, defect.lbio_writes)?;
         recorder.stall_some(false)?;
         report.recordings += 1;
         let recording = Arc::new(recording);
@@ -263,9 +280,9 @@ fn cut(recorder: &mut Recorder, defect: &Defect, seed: u64, report: &mut Report)
 /// Lets direct reads race with syncs that allocate blocks.
 fn read(recorder: &mut Recorder, defect: &Defect) -> Result<Found> {
     recorder.stall_some(defect.stall)?;
-    recorder.mutate(defect.number, defect.alloc_written)?;
+    recorder.mutate(defect.number, defect.alloc_written, defect.lbio_writes)?;
     let found = recorder.read_new_blocks(defect.mode)?;
-    recorder.mutate(0, defect.alloc_written)?;
+    recorder.mutate(0, defect.alloc_written, defect.lbio_writes)?;
     recorder.stall_some(false)?;
     Ok(Found { states: 0, found })
 }

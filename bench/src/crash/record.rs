@@ -216,11 +216,20 @@ impl Recorder {
     }
 
     /// Switches a defect on in a kernel that has them; 0 for none. And says how
-    /// fsync allocates blocks from now on.
-    pub(super) fn mutate(&mut self, number: u32, alloc_written: bool) -> Result<()> {
+    /// fsync allocates and writes blocks from now on.
+    pub(super) fn mutate(
+        &mut self,
+        number: u32,
+        alloc_written: bool,
+        lbio_writes: bool,
+    ) -> Result<()> {
         self.alloc_written = Some(alloc_written);
         self.guest.sh(
-            &format!("echo {number} > /sys/module/jbd2/parameters/mutant"),
+            &format!(
+                "echo {number} > /sys/module/jbd2/parameters/mutant\n\
+                 echo {} > /sys/kernel/aios/lbio_writes",
+                u8::from(lbio_writes)
+            ),
             PATIENCE,
         )?;
         Ok(())
@@ -402,7 +411,8 @@ impl Recorder {
         };
         let options = [mode.mount_option(), self.stack.mount_options(), &journal];
         let options: Vec<&str> = options.into_iter().filter(|o| !o.is_empty()).collect();
-        // Commits start early for any number of threads: more orders to see.
+        // Commits start early for any number of threads, and end as early as they can: more
+        // orders to see.
         let knobs = match self.stack {
             Stack::Async => {
                 // The recordings of a mode are those of every so many plans.
@@ -410,6 +420,7 @@ impl Recorder {
                 let alloc_written = self.alloc_written.unwrap_or(round.is_multiple_of(2));
                 format!(
                     "\ncd /sys/fs/ext4/{DRIVE}\necho 99 > fsync_early_max\n\
+                     echo 1000 > fsync_spin_us\n\
                      echo {} > fsync_alloc_written\ncd /",
                     u8::from(alloc_written)
                 )

@@ -96,7 +96,8 @@ pub(crate) enum Accel {
     /// KVM, or fail.
     Kvm,
     /// Emulation in virtual time: an instruction takes one nanosecond, and time
-    /// that the guest waits passes at once. One CPU, and the same every time.
+    /// that the guest waits passes at once. The same every time. Several CPUs take
+    /// turns on one clock, so together they are no faster than one.
     #[value(skip)]
     VirtualTime,
 }

@@ -91,6 +91,10 @@ pub(crate) struct Setup<'a> {
     pub(crate) wait: Wait,
     /// Whether async writes around the block layer.
     pub(crate) lbio_writes: bool,
+    /// Whether there are fast commits.
+    pub(crate) fast_commits: bool,
+    /// Whether the drive has a volatile write cache.
+    pub(crate) write_cache: bool,
     /// Where logs go.
     pub(crate) logs: &'a Path,
 }
@@ -200,7 +204,10 @@ fn boot_config(
     if name != "native" {
         config.append.extend_from_slice(setup.append);
     }
-    config.drives = vec![Drive::new(Backend::Nbd(socket.to_owned()))];
+    config.drives = vec![Drive {
+        write_cache: setup.write_cache,
+        ..Drive::new(Backend::Nbd(socket.to_owned()))
+    }];
     config.qemu = plugin::qemu_args(
         setup.plugin,
         &kernel.system_map,
@@ -221,8 +228,12 @@ fn script(stack: Stack, setup: &Setup<'_>, seed: u64) -> String {
         Stack::Async if setup.lbio_writes => "echo 1 > /sys/kernel/aios/lbio_writes\n",
         _ => "",
     };
+    let feature = match setup.fast_commits {
+        true => "fast_commit",
+        false => "^fast_commit",
+    };
     format!(
-        "{STEADY_ALLOCATOR}\n{}{wait}{writes}\
+        "{STEADY_ALLOCATOR}\ntune2fs -O {feature} {DRIVE} >/dev/null\n{}{wait}{writes}\
          {GUEST_BINARY} work {} --file {MOUNT}/{} --ops {} --warmup {WARMUP} --seed {seed}\n",
         stack.mount_script(DRIVE, MOUNT),
         setup.workload.guest_args(),
@@ -247,6 +258,8 @@ mod tests {
             append: &[],
             wait: Wait::Spin,
             lbio_writes: false,
+            fast_commits: false,
+            write_cache: true,
             logs: Path::new("/logs"),
         }
     }
@@ -262,14 +275,17 @@ mod tests {
         assert!(native.contains("-o defaults "), "{native}");
         assert!(!native.contains("/sys/kernel/aios"), "{native}");
         assert!(!on.contains("lbio_writes"), "{on}");
+        assert!(on.contains("-O ^fast_commit /dev/nvme0n1 "), "{on}");
         let setup = Setup {
             wait: Wait::Halt,
             lbio_writes: true,
+            fast_commits: true,
             ..setup()
         };
         assert!(script(Stack::Async, &setup, 5).contains("1 > /sys/kernel/aios/poll_halt\n"));
         assert!(script(Stack::Async, &setup, 5).contains("1 > /sys/kernel/aios/lbio_writes\n"));
         assert!(!script(Stack::Off, &setup, 5).contains("lbio_writes"));
+        assert!(script(Stack::Off, &setup, 5).contains("-O fast_commit /dev/nvme0n1 "));
     }
 
     #[test]

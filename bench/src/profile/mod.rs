@@ -14,6 +14,7 @@ mod svg;
 mod table;
 mod workload;
 
+use crate::boot::Switch;
 use crate::context::Context;
 use crate::device::image;
 use crate::error::{
@@ -103,6 +104,12 @@ pub(crate) struct Args {
     /// Let the async stack write around the block layer what fsync waits for.
     #[arg(long)]
     lbio_writes: bool,
+    /// Give the file system fast commits.
+    #[arg(long)]
+    fast_commits: bool,
+    /// Whether the guest takes the drive's write cache for volatile.
+    #[arg(long, value_enum, default_value = "on")]
+    write_cache: Switch,
     /// Seed of the random offsets.
     #[arg(long, default_value_t = 1)]
     seed: u64,
@@ -147,6 +154,8 @@ pub(crate) fn run(ctx: &Context, args: &Args) -> Result<u8> {
         append: &args.append,
         wait: args.wait,
         lbio_writes: args.lbio_writes,
+        fast_commits: args.fast_commits,
+        write_cache: args.write_cache == Switch::On,
         logs: &logs,
     };
 

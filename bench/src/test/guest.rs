@@ -292,6 +292,7 @@ pub(super) fn run(ctx: &Context, suite: &mut Suite) {
     }
     engine::run(ctx, suite);
     suite.case("guest/fsync-round-trips", || virtual_time::round_trips(ctx));
+    suite.case("guest/fsync-spins", || virtual_time::spins(ctx));
     suite.case("guest/panic-fails-the-run", || panic_fails_the_run(ctx));
     suite.case("guest/crash-states", || crash_states(ctx));
     suite.case("guest/crash-states-lbio-writes", || {

@@ -82,14 +82,14 @@ impl Kernel {
     }
 
     /// Its null_blk, in the guest, whose root is the host's.
-    fn module(&self) -> PathBuf {
+    pub(crate) fn module(&self) -> PathBuf {
         self.built
             .config
             .with_file_name("drivers/block/null_blk/null_blk.ko")
     }
 
     /// The guest that it runs in.
-    pub(super) fn boot_config(&self, name: &str, out: &Path) -> BootConfig {
+    pub(crate) fn boot_config(&self, name: &str, out: &Path) -> BootConfig {
         BootConfig {
             memory_mib: MEMORY_MIB,
             accel: Accel::VirtualTime,
@@ -101,7 +101,7 @@ impl Kernel {
     }
 
     /// Fails unless its null_blk is there.
-    pub(super) fn check(&self) -> Result<()> {
+    pub(crate) fn check(&self) -> Result<()> {
         let module = self.module();
         if module.is_file() {
             return Ok(());

@@ -40,10 +40,6 @@ pub(super) const FSYNC: Group = Group {
 /// The same promises, in the kernel full of checks.
 pub(super) const SURVIVES_A_CRASH: Case = ("fsync-survives-a-crash", survives_a_crash);
 
-/// Those of fast commits, likewise.
-pub(super) const FAST_COMMITS_SURVIVE: Case =
-    ("fsync-fast-commits-survive-a-crash", fast_commits_survive);
-
 /// Latency of the drive where waits are counted, in ms: long against what the
 /// guest itself needs for a sync.
 const WAIT_MS: u64 = 40;
@@ -69,7 +65,7 @@ pub(super) fn survives_a_crash(f: &mut Fixture) -> Result<()> {
 }
 
 /// What a case leaves behind is none of the other cases' file systems.
-fn leave(f: &mut Fixture) -> Result<()> {
+pub(super) fn leave(f: &mut Fixture) -> Result<()> {
     f.sh(
         "cd /; umount /mnt/t; echo 'write back' > /sys/block/nvme0n1/queue/write_cache; \
          dd if=/dev/zero of=/dev/nvme0n1 bs=1M count=1 conv=fsync 2>/dev/null",
@@ -110,7 +106,7 @@ fn fresh(f: &mut Fixture, device: &str, options: &str, cache: &str, enabled: boo
 }
 
 /// The same, with a feature for mkfs.ext4.
-fn fresh_with(
+pub(super) fn fresh_with(
     f: &mut Fixture,
     device: &str,
     feature: &str,
@@ -124,6 +120,7 @@ fn fresh_with(
          mkfs.ext4 -q -F -b 4096 -O {feature} {device}; \
          mount -o {options} {device} /mnt/t; \
          for most in /sys/fs/ext4/*/fsync_early_max; do echo 99 > $most; done; \
+         for spin in /sys/fs/ext4/*/fsync_spin_us; do echo 1000 > $spin; done; \
          echo {} > /sys/kernel/aios/enabled; \
          dd if=/dev/urandom of=/mnt/t/data bs=1M count=4 conv=fsync 2>/dev/null; sync",
         u8::from(enabled),
@@ -506,7 +503,7 @@ fn written_back(file: &str) -> String {
 
 /// Synced appends within a block and overwrites are there after a crash. Nothing
 /// is converted, which 7.3.4 itself does not always replay.
-fn fast_commits_survive(f: &mut Fixture) -> Result<()> {
+pub(super) fn fast_commits_survive(f: &mut Fixture) -> Result<()> {
     for (options, cache) in [
         ("aios", "through"),
         ("aios", "back"),

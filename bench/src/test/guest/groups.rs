@@ -174,17 +174,25 @@ pub(super) const DEBUG: Group = Group {
         LBIO_ERRORS[1],
         LBIO_ERRORS[2],
         LBIO_ERRORS[3],
+        LBIO_ERRORS[4],
         ("lbio-reset-under-load", lbio::reset_under_load),
         ("lbio-removal-under-load", lbio::removal_under_load),
         ("lbio-raw-longer-reads", lbio_raw::longer_reads),
         ("lbio-raw-reset-under-load", lbio_raw::reset_under_load),
         ("lbio-raw-removal-under-load", lbio_raw::removal_under_load),
         fsync::SURVIVES_A_CRASH,
-        fsync::FAST_COMMITS_SURVIVE,
+        (
+            "lbio-write-commits-survive-a-crash",
+            lbio_write::fast_commits_survive,
+        ),
         ("lbio-write-serves", lbio_write::serves_writes),
         ("lbio-write-new-blocks", lbio_write::new_blocks),
         ("lbio-write-fio-verify", lbio_write::fio_verify),
         ("lbio-write-survives-a-crash", lbio_write::survives_a_crash),
+        (
+            "lbio-write-commits-reset-under-load",
+            lbio_write::reset_under_fast_commits,
+        ),
         (
             "lbio-write-error-arrives-once",
             lbio_write::error_arrives_once,
@@ -203,7 +211,7 @@ pub(super) const DEBUG: Group = Group {
 };
 
 /// Only debug kernels inject faults.
-const LBIO_ERRORS: [Case; 4] = [
+const LBIO_ERRORS: [Case; 5] = [
     ("lbio-errors-are-read-again", lbio::errors_are_read_again),
     (
         "lbio-failed-faults-are-read-again",
@@ -216,6 +224,10 @@ const LBIO_ERRORS: [Case; 4] = [
     (
         "lbio-write-errors-are-written-again",
         lbio_write::errors_are_written_again,
+    ),
+    (
+        "lbio-write-commits-are-written-again",
+        lbio_write::commits_are_written_again,
     ),
 ];
 
@@ -280,6 +292,15 @@ const LBIO_CASES: &[Case] = &[
     ("write-new-blocks", lbio_write::new_blocks),
     ("write-fio-verify", lbio_write::fio_verify),
     ("write-survives-a-crash", lbio_write::survives_a_crash),
+    ("write-commits", lbio_write::serves_commits),
+    (
+        "write-commits-report-errors",
+        lbio_write::commit_error_arrives,
+    ),
+    (
+        "write-commits-reset-under-load",
+        lbio_write::reset_under_fast_commits,
+    ),
     ("write-error-arrives-once", lbio_write::error_arrives_once),
     ("write-lost-commands-reset", lbio_write::lost_commands_reset),
     ("write-tracepoints", lbio_write::tracepoints),

@@ -182,6 +182,105 @@ pub(super) fn survives_a_crash(f: &mut Fixture) -> Result<()> {
     })
 }
 
+/// File systems with full and with fast commits.
+const FEATURES: [&str; 2] = ["^fast_commit", "fast_commit"];
+
+/// `ops` overwrites of 4 KiB, each with an fsync.
+fn committed_writes(f: &mut Fixture, ops: u64) -> Result<()> {
+    f.sh(&format!(
+        "/aios-guest work overwrite-fsync --file /mnt/t/data --size 4194304 --bs 4096 \
+         --ops {ops} --warmup 0 --seed {ops} >/dev/null"
+    ))
+    .map(drop)
+}
+
+/// What is committed is written as its data is: a fast commit's block; log and record of
+/// a full one. What flushes the drive's cache is not.
+pub(super) fn serves_commits(f: &mut Fixture) -> Result<()> {
+    for (feature, cache, each) in [
+        ("^fast_commit", "through", 3),
+        ("^fast_commit", "back", 3),
+        ("fast_commit", "through", 2),
+        ("fast_commit", "back", 2),
+    ] {
+        fsync::fresh_with(f, "/dev/nvme0n1", feature, "aios", cache, true)?;
+        f.sh("sync /mnt/t/data")?;
+        switched_on(f, |f| {
+            let served = f.lbio_during("write", |f| committed_writes(f, 20))?;
+            check(served >= 16 * each, || {
+                format!("{feature}, write {cache}: {served} served of {}", 20 * each)
+            })
+        })?;
+        let served = f.lbio_during("write", |f| committed_writes(f, 4))?;
+        check(served == 0, || format!("switched off: {served} served"))?;
+        f.sh(&same_on_the_drive("data"))?;
+    }
+    fsync::leave(f)
+}
+
+/// The same promises as by the block layer, with fast commits.
+pub(super) fn fast_commits_survive(f: &mut Fixture) -> Result<()> {
+    switched_on(f, |f| {
+        let served = f.lbio_during("write", fsync::fast_commits_survive)?;
+        check(served > 0, || "nothing served".to_owned())
+    })
+}
+
+/// Blocks of commits fail now and then, too: nobody notices.
+pub(super) fn commits_are_written_again(f: &mut Fixture) -> Result<()> {
+    for feature in FEATURES {
+        fsync::fresh_with(f, "/dev/nvme0n1", feature, "aios", "back", true)?;
+        let rewritten = f.lbio_during("rewrite", |f| {
+            f.lbio_failing("lbio_fail_writes", 2, |f| {
+                switched_on(f, |f| committed_writes(f, 20))
+            })
+            .map(drop)
+        })?;
+        check(rewritten >= 10, || {
+            format!("{feature}: {rewritten} rewritten")
+        })?;
+        f.sh(&same_on_the_drive("data"))?;
+        f.sh(
+            "umount /mnt/t; e2fsck -fn /dev/nvme0n1 >/tmp/e2fsck 2>&1 || \
+              { cat /tmp/e2fsck; exit 1; }; mount -o aios /dev/nvme0n1 /mnt/t",
+        )?;
+    }
+    fsync::leave(f)
+}
+
+/// A journal that the drive refuses to write: fsync says so, and the journal is aborted.
+pub(super) fn commit_error_arrives(f: &mut Fixture) -> Result<()> {
+    for feature in FEATURES {
+        let options = "aios,errors=continue";
+        fsync::fresh_with(f, "/dev/nvme0n1", feature, options, "through", true)?;
+        // The log has no holes: from its first block to its last one.
+        let blocks = f.sh(
+            "debugfs -R 'blocks <8>' /dev/nvme0n1 2>/dev/null | tr ' ' '\\n' | \
+             grep '^[1-9]' | sort -n | sed -n '1p;$p'",
+        )?;
+        let (first, last) = blocks
+            .split_once('\n')
+            .ok_or_else(|| Error::new(format!("no blocks: {blocks:?}")))?;
+        let (first, last) = (number(first)?, number(last)?);
+        f.server.set_bad(first * 4096..(last + 1) * 4096)?;
+        let result = switched_on(f, |f| {
+            let failed = f.lbio_during("error", |f| {
+                f.sh(
+                    "no /aios-guest work overwrite-fsync --file /mnt/t/data --ops 1 --warmup 0 \
+                         2>/tmp/error; grep -q 'sync.*Input/output error' /tmp/error",
+                )
+                .map(drop)
+            })?;
+            check(failed > 0, || "no write of LBIO's failed".to_owned())
+        });
+        f.server.set_bad(0..0)?;
+        result.map_err(|error| error.context(feature.to_owned()))?;
+        // Who syncs the drive next would be told of it, too.
+        f.sh("sync /dev/nvme0n1 2>/dev/null || :")?;
+    }
+    fsync::leave(f)
+}
+
 /// One write of a few fails, and is written again: nobody notices.
 pub(super) fn errors_are_written_again(f: &mut Fixture) -> Result<()> {
     mount(f, "aios", SPIN_NS)?;
@@ -278,22 +377,34 @@ const WRITERS: &str = "pids=; for how in fsync fdatasync dsync; do \
 const WRITTEN: &str = "echo 3 > /proc/sys/vm/drop_caches; for how in fsync fdatasync dsync; do \
          /aios-guest sync $how --file /mnt/t/$how --ops $ops --seed 5 --verify >/dev/null; done;";
 
-/// Writers see no errors, and all that was acknowledged is there.
-pub(super) fn reset_under_load(f: &mut Fixture) -> Result<()> {
-    mount(f, "aios", SPIN_NS)?;
+/// Writers see no errors while the controller is reset after each of the `times`, in
+/// seconds, and all that was acknowledged is there.
+fn resets_while_writing(f: &mut Fixture, ops: u32, times: &str) -> Result<()> {
     switched_on(f, |f| {
         let served = f.lbio_during("write", |f| {
             f.sh(&format!(
-                "ops=300; {WRITERS} \
-                 for i in 1 2 3 4 5 6; do sleep 1; \
+                "ops={ops}; {WRITERS} \
+                 for after in {times}; do sleep $after; \
                      echo 1 > /sys/class/nvme/nvme0/reset_controller; done; \
                  for pid in $pids; do wait $pid; done; sync; {WRITTEN}"
             ))
             .map(drop)
         })?;
         check(served > 0, || "nothing served".to_owned())
-    })?;
+    })
+}
+
+pub(super) fn reset_under_load(f: &mut Fixture) -> Result<()> {
+    mount(f, "aios", SPIN_NS)?;
+    resets_while_writing(f, 300, "1 1 1 1 1 1")?;
     serves_writes(f)
+}
+
+/// The same while fast commits are made.
+pub(super) fn reset_under_fast_commits(f: &mut Fixture) -> Result<()> {
+    fsync::fresh_with(f, "/dev/nvme0n1", "fast_commit", "aios", "back", true)?;
+    resets_while_writing(f, 150, "0.5 0.5 0.5")?;
+    fsync::leave(f)
 }
 
 /// Writers get errors and come back; the drive can be found again.

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-//! Serial round trips of syncs, counted in virtual time, where they come out as
-//! whole numbers and the same every time.
+//! Serial round trips of syncs, and what else is counted in virtual time, where it
+//! comes out as whole numbers and the same every time.
 
 use super::check;
 use crate::compare::virtual_time::{
@@ -18,6 +18,10 @@ use crate::error::{
     Error,
     Result, //
 };
+use crate::guest::{
+    BootConfig,
+    Guest, //
+};
 use crate::kernel::Flavour;
 use crate::setup::{
     self,
@@ -25,6 +29,9 @@ use crate::setup::{
 };
 use crate::stack::Stack;
 use crate::test::suite::Outcome;
+use aios_guest::GUEST_BINARY;
+use aios_guest::work::WorkResult;
+use std::time::Duration;
 
 /// What is called, on what, and its round trips in the ordinary order and
 /// overlapped, as jbd-overlap/README.md has them.
@@ -96,4 +103,93 @@ pub(super) fn round_trips(ctx: &Context) -> Result<Outcome> {
         }
     }
     Ok(Outcome::Passed)
+}
+
+/// What the journal thread does for syncs: how often it sleeps for each, and the
+/// median sync in ns.
+#[derive(Debug, Clone, Copy)]
+struct Waits {
+    sleeps: f64,
+    p50_ns: u64,
+}
+
+/// Syncs of each caller.
+const SPIN_OPS: u32 = 60;
+
+/// How long one file system may take, in real time on a busy machine.
+const TIMEOUT: Duration = Duration::from_secs(600);
+
+/// The journal thread spins for the commit of a lone caller, if asked to, and for
+/// nobody else; a drive that takes longer than it may spin is slept for. Two CPUs take
+/// turns on one clock, on which the one that spins costs the other next to nothing.
+pub(super) fn spins(ctx: &Context) -> Result<Outcome> {
+    setup::ensure(ctx, &[Need::Build, Need::Boot])?;
+    let kernel = Kernel::build(ctx, Flavour::Patched, None)?;
+    kernel.check()?;
+    let config = BootConfig {
+        cpus: 2,
+        ..kernel.boot_config("patched-spin", &ctx.cache_dir("test")?)
+    };
+    let mut guest = Guest::boot(ctx, &config)?;
+    // Time of the drive, what `fsync_spin_us` says, callers.
+    let mut waits = |device_ns: u32, spin_us: u32, threads: u32| -> Result<Waits> {
+        let output = guest.sh(&spin_script(&kernel, device_ns, spin_us, threads), TIMEOUT)?;
+        parse_waits(&output, threads)
+            .ok_or_else(|| Error::new(format!("the guest's answer {output:?} is not understood")))
+    };
+    let asleep = waits(30_000, 0, 1)?;
+    let spun = waits(30_000, 50, 1)?;
+    let too_slow = waits(100_000, 50, 1)?;
+    let group = [waits(30_000, 0, 2)?, waits(30_000, 50, 2)?];
+    // For the request, the blocks and the record; and for the request alone.
+    check(
+        asleep.sleeps > 2.7 && spun.sleeps < 1.3 && spun.p50_ns < asleep.p50_ns,
+        || format!("a lone caller: {asleep:?}, and spinning {spun:?}"),
+    )?;
+    check(too_slow.sleeps > 2.7, || {
+        format!("a drive that takes longer: {too_slow:?}")
+    })?;
+    check((group[0].sleeps - group[1].sleeps).abs() < 0.3, || {
+        format!("two callers: {group:?}")
+    })?;
+    guest.shutdown()?;
+    Ok(Outcome::Passed)
+}
+
+/// The shell script that prints how often the journal thread slept, and what the
+/// workload says.
+fn spin_script(kernel: &Kernel, device_ns: u32, spin_us: u32, threads: u32) -> String {
+    format!(
+        "[ -d /sys/module/null_blk ] || insmod {module} nr_devices=0\n\
+         null=/sys/kernel/config/nullb/spin\n\
+         mkdir $null\n\
+         set_up() {{ echo $2 > $null/$1; }}\n\
+         set_up size 64; set_up memory_backed 1; set_up submit_queues 2\n\
+         set_up irqmode 2; set_up completion_nsec {device_ns}; set_up power 1\n\
+         mkfs.ext4 -q -F -b 4096 -O ^fast_commit \
+             -E lazy_itable_init=0,lazy_journal_init=0,nodiscard /dev/spin\n\
+         {mount}\
+         trap 'cd /; umount /mnt/t; echo 0 > $null/power; rmdir $null' EXIT\n\
+         cd /mnt/t\n\
+         for file in 0 1; do dd if=/dev/zero of=data.$file bs=512K count=1 2>/dev/null; done\n\
+         sync\n\
+         echo {spin_us} > /sys/fs/ext4/spin/fsync_spin_us\n\
+         slept() {{ awk '/^voluntary/ {{ print $2 }}' \
+             /proc/$(cat /sys/fs/ext4/spin/journal_task)/status; }}\n\
+         before=$(slept)\n\
+         result=$({GUEST_BINARY} work overwrite-fsync --file data --bs 4096 \
+             --threads {threads} --mark sync --ops {SPIN_OPS} --warmup 0)\n\
+         echo \"$(($(slept) - before)) $result\"\n",
+        module = kernel.module().display(),
+        mount = Stack::Async.mount_script("/dev/spin", "/mnt/t"),
+    )
+}
+
+fn parse_waits(output: &str, threads: u32) -> Option<Waits> {
+    let (slept, result) = output.trim().split_once(' ')?;
+    let result: WorkResult = serde_json::from_str(result).ok()?;
+    Some(Waits {
+        sleeps: slept.parse::<f64>().ok()? / f64::from(SPIN_OPS * threads),
+        p50_ns: result.lat_p50_ns,
+    })
 }
