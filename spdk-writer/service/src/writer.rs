@@ -729,6 +729,10 @@ impl<'a, F: Folder, K: Kernel> Writer<'a, F, K> {
                 }
             }
             let now = self.kernel.now();
+            if self.sealed.is_some() && sealing.is_none() && !self.taking {
+                // By an error, after which there was a pause.
+                self.retry.get_or_insert(now);
+            }
             if sealing.is_none() && self.retry.is_some_and(|at| at <= now) {
                 self.retry = None;
                 match self.begin_sealing(false, scope, merging, told) {
@@ -745,9 +749,8 @@ impl<'a, F: Folder, K: Kernel> Writer<'a, F, K> {
                 (_, true) => SOON,
                 _ => TICK,
             };
-            // What was left, by a writer before this one or by an error, comes first.
-            let is_left = self.taking || self.sealed.is_some() && !is_waiting;
-            let frozen = match is_left {
+            // What was left by a writer before this one comes first.
+            let frozen = match self.taking {
                 true => None,
                 false => {
                     let next = self.kernel.next(timeout);

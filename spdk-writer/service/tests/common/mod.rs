@@ -247,7 +247,7 @@ pub(crate) struct World {
     pub(crate) fault: Option<(u64, Fault)>,
     /// What the fault was, if it came.
     pub(crate) hit: Option<Fault>,
-    /// What the driver was told of failures.
+    /// What the driver was told of failures for which flushes wait.
     pub(crate) failures: Vec<i32>,
     /// Steps that changed a file.
     pub(crate) changes: u64,
@@ -1109,7 +1109,11 @@ impl Kernel for Model {
             return Err(io::Error::from_raw_os_error(libc::ESHUTDOWN));
         }
         world.lent(id)?;
-        world.failures.push(errno);
+        let disk = &world.disk;
+        // Nobody waits for a sealed layer whose content is in the log.
+        if disk.unlogged || disk.frozen.as_ref().is_some_and(|frozen| frozen.id == id) {
+            world.failures.push(errno);
+        }
         Ok(())
     }
 
