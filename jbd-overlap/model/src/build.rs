@@ -29,6 +29,7 @@ pub fn protocol(
             data: Vec::new(),
             commit: vec![0],
             past_flush: vec![0],
+            covers: vec![0],
             fast_commits: 0,
             lazy: false,
         },
@@ -155,7 +156,7 @@ impl Builder {
         match self.flavour {
             Flavour::Native => false,
             Flavour::Forced => true,
-            Flavour::Overlap => {
+            Flavour::Overlap | Flavour::Attached => {
                 allowed(&self.p.config, op, &self.p.ops).is_ok()
                     || self.is(Mutant::FcPreflushSkipped)
             }
@@ -299,7 +300,7 @@ impl Builder {
             data,
             end: data,
         };
-        self.wait_commit(&w, &[read], read);
+        self.wait_commit(&w, &[read], read, Look::PastFlush(read));
     }
 
     /// The full commit: `ext4_sync_file` up to `jbd2_log_wait_commit`.
@@ -315,7 +316,7 @@ impl Builder {
                 Kind::ReadTid { file, start: true },
                 vec![after],
             );
-            return self.wait_commit(w, &[read], read);
+            return self.wait_commit(w, &[read], read, Look::PastFlush(read));
         }
         let first = self.step(
             format!("{}: ask for a commit, data in flight", w.name),
@@ -323,18 +324,40 @@ impl Builder {
             vec![wait(On::Started(w.data))],
         );
         if self.is(Mutant::WrongTid) {
-            return self.wait_commit(w, &[first], first);
+            return self.wait_commit(w, &[first], first, Look::PastFlush(first));
         }
+        let mut awake = vec![wait(On::Done(w.end))];
+        let attach = (self.flavour == Flavour::Attached).then(|| {
+            let attach = self.step(
+                format!("{}: attach to the transaction if it still runs", w.name),
+                Kind::Probe(Look::Attach {
+                    read: first,
+                    file,
+                    second: self.is(Mutant::CoversOneForBoth),
+                }),
+                vec![wait(On::Done(first))],
+            );
+            // The commit first, and then the data, to be woken once.
+            awake.push(wait(On::CommittedIf(attach, first)));
+            attach
+        });
         let again = self.step(
             format!("{}: read the tid again, data complete", w.name),
             Kind::ReadTid { file, start: true },
-            vec![wait(On::Done(w.end))],
+            awake,
         );
-        self.wait_commit(w, &[first, again], again);
+        let look = match attach {
+            Some(attach) => Look::NotCovered {
+                attach,
+                read: again,
+            },
+            None => Look::PastFlush(again),
+        };
+        self.wait_commit(w, &[first, again], again, look);
     }
 
     /// The barrier decision (always after the data), the waits and the return.
-    fn wait_commit(&mut self, w: &Writeback, reads: &[Id], last: Id) {
+    fn wait_commit(&mut self, w: &Writeback, reads: &[Id], last: Id, look: Look) {
         let mut result = vec![self.need_unless(Mutant::DataErrorSwallowed, On::Done(w.end))];
         let mut commits = Vec::new();
         for &read in reads {
@@ -343,14 +366,14 @@ impl Builder {
             commits.push(wait(on));
         }
         if self.p.config.cache {
-            let (read, after) = if self.is(Mutant::FlushBeforeData) {
-                (reads[0], vec![wait(On::Done(reads[0]))])
+            let (look, after) = if self.is(Mutant::FlushBeforeData) {
+                (Look::PastFlush(reads[0]), vec![wait(On::Done(reads[0]))])
             } else {
-                (last, vec![wait(On::Done(last)), wait(On::Done(w.end))])
+                (look, vec![wait(On::Done(last)), wait(On::Done(w.end))])
             };
             let probe = self.step(
                 format!("{}: does the commit's flush still come?", w.name),
-                Kind::Probe(Look::PastFlush(read)),
+                Kind::Probe(look),
                 after,
             );
             commits.push(wait(On::Done(probe)));

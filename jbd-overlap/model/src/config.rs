@@ -274,6 +274,9 @@ pub enum Flavour {
     Native,
     /// Overlapped where the rules allow it, native elsewhere.
     Overlap,
+    /// As `Overlap`, but who starts a full commit early attaches himself to it
+    /// and sleeps until it has ended. The commit looks at his data for him.
+    Attached,
     /// Overlapped as on an internal journal in data=ordered, against every rule.
     Forced,
 }
@@ -292,6 +295,13 @@ pub enum Mutant {
     DroppedPreflush,
     /// The commit record (or the tail of the fast commit) carries no FUA.
     DroppedFua,
+    /// A commit covers the data of who is attached to it without looking at it.
+    CoversUnseenData,
+    /// A commit looks at that data when its flush has started.
+    LooksAfterFlush,
+    /// A second caller attaches himself, and takes for his own data what the
+    /// commit says of the first one's.
+    CoversOneForBoth,
     /// The transaction is read once, before the data wait, and never again.
     WrongTid,
     /// An error of the data write does not reach the caller.

@@ -29,6 +29,9 @@ pub enum On {
     Done(Id),
     /// The transaction that this [`Kind::ReadTid`] saw is committed.
     Committed(Id),
+    /// If that [`Kind::Probe`] found what it looked for, the transaction that
+    /// this [`Kind::ReadTid`] saw is committed: who is attached to it sleeps.
+    CommittedIf(Id, Id),
     /// If the change is in the transaction, the step has ended: jbd2's wait for
     /// the inodes on `t_inode_list`.
     DoneIfIn(Change, Tid, Id),
@@ -51,6 +54,8 @@ pub enum Cond {
     Logs(Tid, u8),
     /// The transaction is the one that the change joined.
     Holds(Tid, Change),
+    /// Somebody is attached to the transaction.
+    Attached(Tid),
     /// That [`Kind::Probe`] found what it looked for.
     Saw(Id),
     /// That [`Kind::Probe`] did not.
@@ -90,6 +95,33 @@ pub enum Look {
     /// stands at its index here, or there was none: its flush does not count
     /// any more (`jbd2_trans_will_send_data_barrier` returns 0).
     PastFlush(Id),
+    /// The transaction that this [`Kind::ReadTid`] saw still runs, no other one
+    /// is committing, and nobody is attached to it: so this caller is now
+    /// (`jbd2_start_commit_early`).
+    Attach {
+        /// The read.
+        read: Id,
+        /// The caller's file.
+        file: u8,
+        /// Although somebody is attached to it.
+        second: bool,
+    },
+    /// Of the file of who is attached to the transaction nothing is in flight,
+    /// so the flush that is next covers it.
+    Covers {
+        /// The transaction.
+        tid: Tid,
+        /// Looks at the data before it says so.
+        looks: bool,
+    },
+    /// As [`Look::PastFlush`], unless that [`Look::Attach`] attached the caller
+    /// to the very transaction that he has read now, and it covers his data.
+    NotCovered {
+        /// Where the caller attached himself, or did not.
+        attach: Id,
+        /// What he has read since.
+        read: Id,
+    },
     /// Another fast commit is running.
     FastCommitRunning(usize),
 }
@@ -204,6 +236,9 @@ pub struct Protocol {
     /// By transaction (index 0 unused): the step after which its flush no
     /// longer covers what completes.
     pub past_flush: Vec<Id>,
+    /// By transaction (index 0 unused): the step that is its [`Look::Covers`];
+    /// empty where nobody attaches himself.
+    pub covers: Vec<Id>,
     /// Number of fast commits.
     pub fast_commits: usize,
     /// Makes choices of submissions and returns, which otherwise happen at

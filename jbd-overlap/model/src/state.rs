@@ -131,14 +131,23 @@ impl Protocol {
     /// Whether the dependency is met, and by a step that failed.
     fn met(&self, state: &State, on: On) -> Option<bool> {
         let ended = |id: Id| (state.done & bit(id) != 0).then_some(state.failed & bit(id) != 0);
+        let committed = |read| match (ended(read)?, self.seen(state, read)) {
+            (true, _) => Some(true),
+            (false, 0) => Some(false),
+            (false, tid) => ended(self.commit[tid]),
+        };
         match on {
             On::Started(id) => ((state.started | state.done) & bit(id) != 0).then_some(false),
             On::Done(id) => ended(id),
-            On::Committed(read) => match (ended(read)?, self.seen(state, read)) {
-                (true, _) => Some(true),
-                (false, 0) => Some(false),
-                (false, tid) => ended(self.commit[tid]),
-            },
+            On::Committed(read) => committed(read),
+            On::CommittedIf(probe, read) => {
+                ended(probe)?;
+                if state.saw & bit(probe) != 0 {
+                    committed(read)
+                } else {
+                    Some(false)
+                }
+            }
             On::DoneIfIn(change, tid, id) => {
                 if usize::from(state.joined[change]) == tid {
                     ended(id)
@@ -154,6 +163,7 @@ impl Protocol {
             Cond::Logs(tid, file) => (self.changes.iter().zip(state.joined))
                 .any(|(change, joined)| change.file == file && usize::from(joined) == tid),
             Cond::Holds(tid, change) => usize::from(state.joined[change]) == tid,
+            Cond::Attached(tid) => self.attached(state, tid).is_some(),
             Cond::Saw(probe) => state.saw & bit(probe) != 0,
             Cond::Missed(probe) => state.saw & bit(probe) == 0,
         }
@@ -395,12 +405,52 @@ impl Protocol {
 
     fn probe(&self, state: &State, look: Look) -> bool {
         match look {
-            Look::PastFlush(read) => match self.seen(state, read) {
-                0 => true,
-                tid => state.done & bit(self.past_flush[tid]) != 0,
-            },
+            Look::PastFlush(read) => self.past_flush(state, read),
+            Look::Attach { read, second, .. } => {
+                let tid = self.seen(state, read);
+                let committing = tid > 1 && state.done & bit(self.commit[tid - 1]) == 0;
+                usize::from(state.running) == tid
+                    && !committing
+                    && (second || self.attached(state, tid).is_none())
+            }
+            Look::Covers { tid, looks } => !(looks && self.attached_in_flight(state, tid)),
+            Look::NotCovered { attach, read } => {
+                let tid = self.seen(state, read);
+                let attached = state.saw & bit(attach) != 0
+                    && matches!(self.steps[attach].kind,
+                        Kind::Probe(Look::Attach { read, .. }) if self.seen(state, read) == tid);
+                let covered = attached && state.saw & bit(self.covers[tid]) != 0;
+                !covered && self.past_flush(state, read)
+            }
             Look::FastCommitRunning(fc) => self.fast_commit_running(state, fc),
         }
+    }
+
+    fn past_flush(&self, state: &State, read: Id) -> bool {
+        match self.seen(state, read) {
+            0 => true,
+            tid => state.done & bit(self.past_flush[tid]) != 0,
+        }
+    }
+
+    /// The file of who is attached to the transaction.
+    fn attached(&self, state: &State, wanted: Tid) -> Option<u8> {
+        (self.steps.iter().enumerate()).find_map(|(id, step)| match step.kind {
+            Kind::Probe(Look::Attach { read, file, .. })
+                if state.saw & bit(id) != 0 && self.seen(state, read) == wanted =>
+            {
+                Some(file)
+            }
+            _ => None,
+        })
+    }
+
+    /// Whether something of his file is under writeback.
+    fn attached_in_flight(&self, state: &State, tid: Tid) -> bool {
+        self.data.iter().any(|data| {
+            self.attached(state, tid) == Some(self.ops[data.op].file)
+                && state.started & !state.done & bit(data.write) != 0
+        })
     }
 
     fn complete(&self, state: &mut State, id: Id) {

@@ -4,7 +4,7 @@
 
 use crate::build::{Builder, need, wait};
 use crate::config::{DataMode, Flavour, Mutant};
-use crate::protocol::{Block, Cond, DataInfo, Device, Kind, On, Tid};
+use crate::protocol::{Block, Cond, DataInfo, Dep, Device, Id, Kind, Look, On, Tid};
 
 impl Builder {
     /// `jbd2_journal_commit_transaction`.
@@ -79,6 +79,13 @@ impl Builder {
             all.push(wait(On::Done(id)));
             past_flush = (self.flavour != Flavour::Forced).then_some(mark);
         }
+        let attaches = |kind| matches!(kind, Kind::Probe(Look::Attach { .. }));
+        let covers = config.cache && self.p.steps.iter().any(|step| attaches(step.kind));
+        let covers_late = covers && self.is(Mutant::LooksAfterFlush);
+        if covers && !covers_late {
+            let look = self.look_at_attached(tid, all.clone());
+            all.push(wait(On::Done(look)));
+        }
         let mark = self.step(format!("T{tid}: T_COMMIT_JFLUSH"), Kind::Mark, all);
         self.p.past_flush.push(past_flush.unwrap_or(mark));
         let mut last = vec![need(On::Done(mark))];
@@ -90,6 +97,10 @@ impl Builder {
                 if early { written } else { last.clone() },
             );
             last.push(need(On::Done(id)));
+            if covers_late {
+                let look = self.look_at_attached(tid, vec![wait(On::Started(id))]);
+                last.push(wait(On::Done(look)));
+            }
         }
         let fua = config.cache && !self.is(Mutant::DroppedFua);
         let commit = self.step(
@@ -98,5 +109,18 @@ impl Builder {
             last,
         );
         self.p.commit.push(commit);
+    }
+
+    /// The question of rule 2, asked for who sleeps until the commit has ended.
+    fn look_at_attached(&mut self, tid: Tid, after: Vec<Dep>) -> Id {
+        let looks = !self.is(Mutant::CoversUnseenData);
+        let look = self.step_if(
+            &[Cond::Attached(tid)],
+            format!("T{tid}: is the data of who is attached complete?"),
+            Kind::Probe(Look::Covers { tid, looks }),
+            after,
+        );
+        self.p.covers.push(look);
+        look
     }
 }

@@ -92,6 +92,42 @@ fn flush_started_before_the_data_completed() {
 }
 
 #[test]
+fn commit_that_covers_data_it_has_not_looked_at() {
+    for mutant in [Mutant::CoversUnseenData, Mutant::LooksAfterFlush] {
+        for config in ["lock,cache", "lock,cache,nocsum", "writeback,nolock,cache"] {
+            for workload in [Workload::OverwriteFsync, Workload::TwoOverwrites] {
+                let lost = caught_in(config, workload, Flavour::Attached, mutant);
+                assert!(matches!(lost, Violation::DataLost { .. }), "{lost}");
+            }
+        }
+        // data=ordered: the commit has waited for data of new blocks (W1).
+        for (config, covered) in [("lock,cache", true), ("writeback,lock,cache", false)] {
+            let workload = Workload::AppendFsync;
+            let (_, example) = run(config, workload, Flavour::Attached, Some(mutant));
+            assert_eq!(example.is_none(), covered, "{config}, {mutant}");
+        }
+        // Without a cache there is nothing to cover; who is not attached asks
+        // for himself.
+        for (config, flavour) in [
+            ("lock,nocache", Flavour::Attached),
+            ("lock,cache", Flavour::Overlap),
+        ] {
+            let (_, example) = run(config, Workload::OverwriteFsync, flavour, Some(mutant));
+            assert!(example.is_none(), "{config}, {mutant}");
+        }
+    }
+}
+
+#[test]
+fn commit_that_speaks_for_two_callers() {
+    let mutant = Mutant::CoversOneForBoth;
+    for config in ["lock,cache", "nolock,cache", "writeback,lock,cache"] {
+        let lost = caught_in(config, Workload::TwoOverwrites, Flavour::Attached, mutant);
+        assert!(matches!(lost, Violation::DataLost { .. }), "{lost}");
+    }
+}
+
+#[test]
 fn dropped_preflush() {
     let mutant = Mutant::DroppedPreflush;
     for flavour in [Flavour::Native, Flavour::Overlap] {

@@ -5,7 +5,7 @@
 use std::collections::HashSet;
 
 use jbd_overlap_model::build::protocol;
-use jbd_overlap_model::config::{Config, Flavour, Workload};
+use jbd_overlap_model::config::{Config, Flavour, Sync, Workload};
 use jbd_overlap_model::explore::{Counts, Limits, Outcome, explore};
 use jbd_overlap_model::rules::{Reason, allowed};
 use jbd_overlap_model::story::tell;
@@ -59,6 +59,13 @@ fn differs(config: &Config, workload: Workload) -> bool {
     ops.iter().any(|op| allowed(config, op, &ops).is_ok())
 }
 
+/// Whether anybody starts a full commit early, and so attaches himself to it.
+fn attaches(config: &Config, workload: Workload) -> bool {
+    let ops = workload.ops();
+    let early = |op| allowed(config, op, &ops).is_ok() && op.sync == Sync::WithMetadata;
+    !config.commits_fast() && ops.iter().any(early)
+}
+
 fn sound(config: &Config, workload: Workload) -> bool {
     differs(config, workload) || workload.sound_natively(config)
 }
@@ -77,6 +84,37 @@ fn overlap_keeps_every_promise_on_an_external_journal() {
         config.external && sound(config, workload)
     });
     assert!(counts.crash_states > 200_000, "{counts:?}");
+}
+
+/// One caller and two: the second one finds the first one attached, attaches
+/// himself to the next transaction, or comes while a commit runs.
+#[test]
+fn who_is_attached_to_the_commit_keeps_every_promise() {
+    let counts = holds(Flavour::Attached, 1, attaches);
+    assert!(counts.crash_states > 200_000, "{counts:?}");
+    let counts = holds(Flavour::Attached, 2, |config, workload| {
+        workload.ops().len() == 1 && attaches(config, workload)
+    });
+    assert!(counts.crash_states > 5_000, "{counts:?}");
+}
+
+/// Where nobody starts a full commit early, nobody is attached, and the steps
+/// are those of the overlap.
+#[test]
+fn nobody_else_is_attached() {
+    for config in Config::all() {
+        for workload in Workload::all() {
+            let steps = |flavour| {
+                let run = protocol(config, workload, flavour, None);
+                format!("{:?}", run.steps)
+            };
+            assert_eq!(
+                steps(Flavour::Attached) != steps(Flavour::Overlap),
+                attaches(&config, workload),
+                "{config}, {workload}"
+            );
+        }
+    }
 }
 
 #[test]
@@ -112,7 +150,7 @@ fn eager_submission_hides_nothing() {
     for workload in single {
         for config in short {
             let config: Config = config.parse().expect("a configuration");
-            for flavour in [Flavour::Overlap, Flavour::Forced] {
+            for flavour in [Flavour::Overlap, Flavour::Attached, Flavour::Forced] {
                 let mut run = protocol(config, workload, flavour, None);
                 let eager = explore(&run, Limits::default()).expect("explored");
                 run.lazy = true;

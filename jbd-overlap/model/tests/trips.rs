@@ -66,6 +66,8 @@ fn never_more_than_native() {
                 overlap <= native,
                 "{config}, {workload}: {overlap} > {native}"
             );
+            // The data is complete when the commit looks.
+            assert_eq!(trips(Flavour::Attached), overlap, "{config}, {workload}");
         }
     }
 }
