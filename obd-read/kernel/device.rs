@@ -188,6 +188,8 @@ impl Device {
         let zeroes = limits.map_or(0, |_| MAX_ZERO_SECTORS);
         GenDiskBuilder::new()
             .write_cache(limits.is_some_and(|limits| !limits.volatile))
+            // All that was written before is durable at one moment.
+            .fua_flushes(true)
             .zeroes(zeroes, BLOCK as u32)
             .capacity_sectors(sectors)
             .logical_block_size(SECTOR_SIZE)?
@@ -713,7 +715,7 @@ impl Device {
         let written = match rq.op() {
             Op::Flush => {
                 if let Some((rq, result)) = dirty.flush(rq) {
-                    end(rq, result);
+                    end_change(rq, result);
                 }
                 return Ok(());
             }
@@ -730,11 +732,11 @@ impl Device {
                 None => return Ok(()),
             },
             Written::Done => {
-                self.end(rq, Ok(()));
+                end_written(&dirty, rq);
                 return Ok(());
             }
             Written::Failed(error) => {
-                self.end(rq, Err(error));
+                end_change(rq, Err(error));
                 return Ok(());
             }
         };
@@ -752,10 +754,10 @@ impl Device {
                 return end(rq, Err(EIO));
             };
             let written = without_io(|| dirty.write(&rq, &rq.data().done, Some(&device)));
-            let result = match written {
-                Written::Done => Ok(()),
-                Written::Failed(error) => Err(error),
-                Written::Sleeps => Err(EIO),
+            let error = match written {
+                Written::Done => return end_written(&dirty, rq),
+                Written::Failed(error) => error,
+                Written::Sleeps => EIO,
                 Written::Full => match dirty.wait_for_room(rq) {
                     Some(again) => {
                         rq = again;
@@ -764,16 +766,29 @@ impl Device {
                     None => return,
                 },
             };
-            device.count(&rq, result);
-            return end(rq, result);
+            return end_change(rq, Err(error));
         }
     }
+}
 
-    /// Counts `rq` and ends it.
-    fn end(&self, rq: ARef<Request<Disk>>, result: Result) {
-        self.count(&rq, result);
-        end(rq, result);
+/// Ends a write that is in memory, if it may end before it is durable; else that waits as a flush
+/// does which came after it.
+fn end_written(dirty: &Dirty, rq: ARef<Request<Disk>>) {
+    let ended = match rq.is_fua() {
+        true => dirty.flush(rq),
+        false => Some((rq, Ok(()))),
+    };
+    if let Some((rq, result)) = ended {
+        end_change(rq, result);
     }
+}
+
+/// Ends what is no read, and counts it if it is no flush.
+pub(crate) fn end_change(rq: ARef<Request<Disk>>, result: Result) {
+    if rq.op() != Op::Flush {
+        rq.queue_data().count(&rq, result);
+    }
+    end(rq, result);
 }
 
 /// Gives a request back to the block layer.

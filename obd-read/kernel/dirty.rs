@@ -29,7 +29,10 @@
 //! So nothing may be said to be in the log while something older is in neither the log nor the
 //! image: a sealed layer with a frozen one in it that was not logged ([`State::unlogged`]) has to
 //! be stacked first. Flushes wait for the first that has all that was written before them: active,
-//! frozen, or such a sealed layer. The rest is durable.
+//! frozen, or such a sealed layer. The rest is durable. A FUA write waits for the first that has
+//! it, and so for all before it: it needs no flush ([`GenDiskBuilder::fua_flushes`]).
+//!
+//! [`GenDiskBuilder::fua_flushes`]: kernel::block::mq::gen_disk::GenDiskBuilder::fua_flushes
 //!
 //! # The lock
 //!
@@ -47,14 +50,15 @@
 //!
 //! Requests wait in lists, not in tasks: a write that found no room for its blocks, whose turn in
 //! a worker comes when the frozen layer was stacked; a flush, until all that was written before it
-//! is in the image. The lists have room for every request there can be. So neither workers, which
-//! reads need, nor submitters, which may have what the writer needs, are held up by a slow writer.
-//! What has room for nothing more is what the writer is woken for: it frees all of it in two
-//! rounds at most. A list is emptied when the writer comes forward, when there was none for too
-//! long, and when the disk goes, and whoever puts himself on it looks for these under the lock.
+//! is durable, and a FUA write, once it is in memory, as if a flush had come after it. The lists
+//! have room for every request there can be. So neither workers, which reads need, nor submitters,
+//! which may have what the writer needs, are held up by a slow writer. What has room for nothing
+//! more is what the writer is woken for: it frees all of it in two rounds at most. A list is
+//! emptied when the writer comes forward, when there was none for too long, and when the disk goes,
+//! and whoever puts himself on it looks for these under the lock.
 
 use crate::device::{
-    end,
+    end_change,
     Device,
     Disk, //
 };
@@ -768,7 +772,8 @@ impl Dirty {
         refused.map(|full| full.0)
     }
 
-    /// Takes a flush, until all that was written is durable, or returns what it ends with.
+    /// Takes a flush, until all that was written is durable, or returns what it ends with; or a
+    /// write that is in memory and is to be durable when it ends.
     pub(crate) fn flush(&self, rq: ARef<Request<Disk>>) -> Option<(ARef<Request<Disk>>, Result)> {
         let mut state = self.state.lock();
         if state.is_durable() {
@@ -1012,7 +1017,7 @@ impl Dirty {
             let Some(rq) = self.state.lock().done.pop() else {
                 return;
             };
-            end(rq, Ok(()));
+            end_change(rq, Ok(()));
         }
     }
 
@@ -1026,7 +1031,7 @@ impl Dirty {
                 return;
             };
             drop(state);
-            end(rq, result);
+            end_change(rq, result);
             left -= 1;
         }
     }

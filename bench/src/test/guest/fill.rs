@@ -86,7 +86,7 @@ change() {
     dd if=/run/block of=$dev bs=64k count=1 oflag=direct conv=notrunc 2>/dev/null
 }
 refuses() { change; ! flush && grep -q "$says" /run/why; }
-refuses_all() { refuses && refuses && refuses; }
+refuses_twice() { refuses && refuses; }
 full() { [ $(stat dirty_bytes) -gt $(((bound << 20) - 8192)) ]; }
 clean() { [ $(stat dirty_bytes) = 0 ]; }
 for kind in bad no; do
@@ -94,7 +94,7 @@ for kind in bad no; do
     ${kind}_blocks
     # Merges that end make room, also between one that is refused and the next: one that
     # comes later waits for the same once there are none.
-    soon refuses_all; [ $(stat failed_commits) -gt 0 ]
+    soon refuses_twice; [ $(stat failed_commits) -gt 0 ]
     # Around the page cache, which would be all of the guest's memory.
     write $dev ${size}m --direct=1 2>/run/why & writes=$!
     soon full; bound_is_held

@@ -67,8 +67,14 @@ pub(super) fn cycle(f: &mut Fixture) -> Result<()> {
            dev=$($obd attach --writable --name w large)
            mount $dev /mnt/fs; (cd /mnt/fs; sha256sum --quiet --strict -c /run/sums)
            dd if=/dev/urandom of=/mnt/fs/more bs=4096 count=500 conv=fsync 2>/dev/null
-           (cd /mnt/fs; sha256sum more) >> /run/sums; umount /mnt/fs
-           test -e large/log.obd; [ $(stat logged) -gt 0 ]; $obd detach w
+           (cd /mnt/fs; sha256sum more) >> /run/sums
+           # A commit of the journal is one record.
+           before=$(stat logged); test -e large/log.obd; [ $before -gt 0 ]
+           for i in $(seq 20); do
+               dd if=/dev/zero of=/mnt/fs/tiny$i bs=4096 count=1 conv=fsync 2>/dev/null
+           done
+           records=$(($(stat logged) - before)); [ $records -ge 20 ]; [ $records -lt 30 ]
+           umount /mnt/fs; $obd detach w
            dev=$($obd attach --name r large/image.json); mount -t ext4 -o ro $dev /mnt/fs
            (cd /mnt/fs; sha256sum --quiet --strict -c /run/sums); umount /mnt/fs; $obd detach r
            rm -r large; leave";

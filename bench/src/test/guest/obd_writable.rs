@@ -151,6 +151,18 @@ pub(super) fn flushes(f: &mut Fixture) -> Result<()> {
          for pid in $pids; do wait $pid; done
          [ $(stat commits) -le 10 ]; gone
 
+         # A FUA write is a flush of what was written before as well, and one is enough.
+         rm /run/synced; disk size=$((16 << 20)) commit_ms=0; [ $(cat /sys/block/${dev#/dev/}/queue/fua) = 1 ]
+         dd if=$raw of=$dev bs=64k count=4 oflag=direct conv=notrunc 2>/dev/null
+         (dd if=$raw of=$dev bs=4k count=1 seek=64 oflag=direct,dsync conv=notrunc 2>/dev/null
+             touch /run/synced) & sync=$!
+         sleep 0.5; no test -e /run/synced; cmp -n 4096 -i 0:262144 $raw $dev
+         writer --log 100; wait $sync; rm /run/synced; [ $(stat logged) = 1 ]
+         dd if=$raw of=$dev bs=4k count=20 oflag=direct,dsync conv=notrunc 2>/dev/null
+         [ $(stat logged) = 21 ]; [ $(stat commits) = 0 ]; kill -9 $writer; wait $writer || :
+         cmp -n 262144 $raw $dev; writer --log 1
+         dd if=$raw of=$dev bs=4k count=1 oflag=direct,dsync conv=notrunc 2>/dev/null; gone
+
          # What is in a log is flushed, and is read from memory until there is a layer.
          disk size=$((16 << 20)) commit_ms=0; writer --log 100
          for i in 1 2 3; do
@@ -168,7 +180,10 @@ pub(super) fn flushes(f: &mut Fixture) -> Result<()> {
          grep -q 'fsync\\|fdatasync' /run/why; cat /run/why
          dd if=$raw of=$dev bs=4k count=1 seek=1 oflag=direct conv=fsync,notrunc 2>/dev/null
          [ $(stat failed_commits) = 1 ]; drop
-         cmp -n 4096 $raw $dev; cmp -n 4096 -i 0:4096 $raw $dev; gone; rm $raw /run/synced",
+         cmp -n 4096 $raw $dev; cmp -n 4096 -i 0:4096 $raw $dev; gone
+         disk size=$((16 << 20)) commit_ms=0; writer --fail 1
+         no dd if=$raw of=$dev bs=4k count=1 oflag=direct,dsync 2>/run/why
+         grep -q 'No space left' /run/why; [ $(stat errors) = 1 ]; gone; rm $raw",
     )
 }
 
