@@ -435,11 +435,12 @@ impl Shared {
     fn prepare(&mut self, tool: &Path, module: &Path) -> Result<()> {
         let script = format!(
             "insmod '{}'; obd='{}'; mkdir -p /run/layers /run/rw /run/bare\n\
-             for n in 0 1; do mkfs.ext4 -q -F -E lazy_itable_init=0 /dev/nvme${{n}}n1; done\n\
+             mkfs() {{ mkfs.ext4 -q -F -b 4096 -J size=16 -E lazy_itable_init=0 $1; }}\n\
+             for n in 0 1; do mkfs /dev/nvme${{n}}n1; done\n\
              mount /dev/nvme0n1 /run/bare; mount /dev/nvme1n1 /run/layers\n\
              $obd create --rw --size {DISK_MIB}M /run/layers/disk >/dev/null\n\
              dev=$($obd attach --writable --name rw /run/layers/disk)\n\
-             mkfs.ext4 -q -F -E lazy_itable_init=0 $dev; mount $dev /run/rw\n\
+             mkfs $dev; mount $dev /run/rw\n\
              for dir in /run/bare /run/rw; do\n\
                  dd if=/dev/urandom of=$dir/{} bs=1M count={FILE_MIB} conv=fsync 2>/dev/null\n\
              done\n\
