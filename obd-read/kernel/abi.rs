@@ -12,7 +12,7 @@
 //! | `mmap()` | the data of what the last [`NEXT`] or [`SEAL`] gave: pages in order, read-only |
 //! | [`STACK`] | puts a layer into the image, and drops the frozen one that it is made of |
 //! | [`FAILED`] | that could not be done, which fails the flushes that wait |
-//! | [`LOGGED`] | the frozen layer is durable in a log of the writer's, which ends these flushes |
+//! | [`LOG`] | has what is frozen for flushes written to a log of the writer's, which ends them |
 //! | [`SEAL`] | what was logged is to become a layer, which the writer is lent as frozen ones are |
 //!
 //! The mapping has the pages of the extents that are not zeros, one behind the other.
@@ -44,18 +44,20 @@ pub(super) const NEXT: u32 = _IOWR::<Next>(TYPE, 0xb1);
 pub(super) const EXTENTS: u32 = _IOW::<Extents>(TYPE, 0xb2);
 /// Puts the layer at `path` in place of the `nr` layers from `first` on, and drops the frozen or
 /// sealed layer `id`, if that is not 0. `ESTALE` if it is neither, `EINVAL` for layers that are not
-/// there or another size, `EBUSY` while this is done already, or for a frozen layer while something
-/// is logged or sealed, which is older, and what attaching fails with.
+/// there or another size, `EBUSY` while this is done already, or for a frozen layer while it is
+/// being logged, or something is logged or sealed, which is older, and what attaching fails with.
 pub(super) const STACK: u32 = _IOW::<Stack>(TYPE, 0xb3);
 /// Flushes that wait for `id` fail with `ENOSPC` if that is `errno`, else with `EIO`. It stays.
 pub(super) const FAILED: u32 = _IOW::<Failed>(TYPE, 0xb4);
-/// The frozen layer `id` is durable in the writer's log, and is read from memory until a sealed
-/// layer has it. `ESTALE` if it is not frozen, `EBUSY` while it is being stacked, or a sealed layer
-/// has something that is in no log.
-pub(super) const LOGGED: u32 = _IOWR::<Logged>(TYPE, 0xb5);
+/// Writes what is frozen for a flush to the file `fd`, one record ([`obd_core::record`]) after the
+/// other, for `timeout_ms` at most: waits for it as [`NEXT`] does. What has a record is durable,
+/// and is read from memory until a sealed layer has it; the flushes that waited for it end. `EBADF`
+/// if no such file is open, `EINVAL` for places or numbers that there cannot be; `ESHUTDOWN` if the
+/// disk is gone and nothing was written. Whatever else ends it is in [`Log::stop`].
+pub(super) const LOG: u32 = _IOWR::<Log>(TYPE, 0xb5);
 /// Makes a sealed layer of all that is logged, and of the frozen one over it if there is one,
 /// which is frozen no more; the same one until it is stacked. `ENODATA` if there is nothing,
-/// `EBUSY` while a layer is being stacked; `ESHUTDOWN`.
+/// `EBUSY` while a layer is being stacked or logged; `ESHUTDOWN`.
 pub(super) const SEAL: u32 = _IOWR::<Seal>(TYPE, 0xb6);
 
 #[repr(C)]
@@ -124,11 +126,44 @@ pub(super) struct Failed {
 
 #[repr(C)]
 #[derive(Clone, Copy)]
-pub(super) struct Logged {
-    pub(super) id: u64,
-    /// Why there is to be a layer of what is logged now, as [`Next::reason`]; 0: it can wait.
-    pub(super) wanted: u32,
-    pub(super) reserved: u32,
+pub(super) struct Log {
+    /// The log, which is written past the page cache.
+    pub(super) fd: u32,
+    pub(super) timeout_ms: u32,
+    /// Which log it is, as its records say.
+    pub(super) log: u64,
+    /// Number of the last record; of the last one that is there, when this returns.
+    pub(super) seq: u64,
+    /// Number of the last record that is in what was sealed last.
+    pub(super) sealed: u64,
+    /// Where records may go, and may go when this returns, see [`obd_core::record::Room`].
+    pub(super) at: u64,
+    pub(super) end: u64,
+    pub(super) again: u64,
+    /// So many bytes are enough; how many were written.
+    pub(super) enough: u64,
+    /// How long that took, ns, until the flushes ended.
+    pub(super) ns: u64,
+    /// Why it ended, see [`Stop`].
+    pub(super) stop: u32,
+    /// Why a record could not be written.
+    pub(super) errno: i32,
+}
+
+/// Why [`LOG`] ended.
+#[derive(Clone, Copy)]
+#[repr(u32)]
+pub(super) enum Stop {
+    /// It is time, a signal came, or it is enough.
+    Idle = 0,
+    /// [`NEXT`] tells of what is frozen: for another reason than a flush, or there is no room for
+    /// a record of it, or it must not have one as something older is in no log.
+    Frozen = 1,
+    /// There is to be a layer of what is logged now.
+    Wanted = 2,
+    /// The next record could not be written: nobody knows what is there, so its number must not be
+    /// used again. What it would have had is frozen as before.
+    Failed = 3,
 }
 
 #[repr(C)]
@@ -161,9 +196,9 @@ unsafe impl FromBytes for Stack {}
 // SAFETY: As above.
 unsafe impl FromBytes for Failed {}
 // SAFETY: As above.
-unsafe impl FromBytes for Logged {}
+unsafe impl FromBytes for Log {}
 // SAFETY: As above.
-unsafe impl AsBytes for Logged {}
+unsafe impl AsBytes for Log {}
 // SAFETY: As above.
 unsafe impl FromBytes for Seal {}
 // SAFETY: As above.

@@ -43,8 +43,9 @@
 //! What the writer is lent, frozen and sealed, it looks at without that lock, but under `lent`, as
 //! does who merges the frozen layer into the logged one: he is alone with it then. Nobody touches
 //! memory of user space under `lent`: it is taken by who maps, who has the lock of all mappings.
-//! Layers are stacked without either, so who begins that says so ([`State::stacking`]), and nobody
-//! merges what is being stacked.
+//! Layers are stacked without either, and frozen ones written to the log, so who begins that says
+//! so ([`State::stacking`], [`State::logging`]): nobody merges what is being stacked or logged, nor
+//! stacks what is being logged.
 //!
 //! # Who waits
 //!
@@ -191,6 +192,8 @@ struct State {
     logs: bool,
     /// Which layer is being stacked; 0: none.
     stacking: u64,
+    /// The frozen layer is being written to the log.
+    logging: bool,
     /// A table that nobody needs.
     spare: Option<Blocks>,
     last_id: u64,
@@ -317,11 +320,12 @@ impl State {
         }
     }
 
-    /// How long it takes until something is old enough for the writer, if it will be.
+    /// How long it takes at least until something is old enough for the writer, if anything can
+    /// be. What is still to come takes longer than that: who waits needs not be woken for it.
     fn until_old(&self, limits: &Limits) -> Option<i64> {
-        let oldest = self.oldest()?;
+        let age = self.oldest().map_or(0, |since| since.elapsed().as_millis());
         let is_due = limits.commit_ms > 0 && self.sealed.is_none();
-        is_due.then(|| i64::from(limits.commit_ms) - oldest.elapsed().as_millis())
+        is_due.then(|| i64::from(limits.commit_ms) - age)
     }
 
     /// Whether what is active and logged is large enough for the writer.
@@ -461,6 +465,7 @@ impl Dirty {
                         unlogged: false,
                         logs: false,
                         stacking: 0,
+                        logging: false,
                         spare: None,
                         last_id: 0,
                         most: 0,
@@ -629,8 +634,6 @@ impl Dirty {
             state.since = Instant::now();
             // Who looks for it did not get this write's end yet.
             self.any.store(true, Relaxed);
-            // The writer's wait ends when it is old enough.
-            self.changed.notify_all();
         }
     }
 
@@ -865,17 +868,30 @@ impl Dirty {
         (id, reason)
     }
 
-    /// The frozen layer `id` is in the writer's log: ends the flushes that waited for it. Returns
-    /// why there is to be a layer of what is logged now, if there is.
-    pub(crate) fn logged(&self, id: u64) -> Result<Option<Reason>> {
-        let lent = self.lent.lock();
+    /// The frozen layer `id`, to be written to the writer's log; nothing if somebody does that, or
+    /// it must not be, as what is older is in no log, or being stacked. [`Dirty::logged`] comes
+    /// next.
+    pub(crate) fn log(&self, id: u64) -> Option<Arc<Frozen>> {
         let mut state = self.state.lock();
-        if !state.is_frozen(id) {
-            return Err(ESTALE);
-        }
         // What is older first.
-        if state.unlogged || state.stacking == id {
-            return Err(EBUSY);
+        if state.logging || state.unlogged || state.stacking == id || !state.is_frozen(id) {
+            return None;
+        }
+        state.logging = true;
+        state.frozen.clone()
+    }
+
+    /// `frozen`, which is frozen still, is in the writer's log, if `is_there` says so: ends the
+    /// flushes that waited for it. Returns why there is to be a layer of what is logged now, if
+    /// there is.
+    pub(crate) fn logged(&self, frozen: Arc<Frozen>, is_there: bool) -> Option<Reason> {
+        let lent = self.lent.lock();
+        // The other one is merged.
+        drop(frozen);
+        let mut state = self.state.lock();
+        state.logging = false;
+        if !is_there {
+            return None;
         }
         state.logs = true;
         state.absorb_frozen();
@@ -885,7 +901,7 @@ impl Dirty {
         drop(state);
         drop(lent);
         self.end_done();
-        Ok(wanted)
+        wanted
     }
 
     /// Seals what is logged and frozen, if nothing is sealed yet, and `make` says so. Returns what
@@ -904,7 +920,7 @@ impl Dirty {
             if !make || state.frozen.is_none() && state.logged.is_empty() {
                 return Err(ENODATA);
             }
-            if state.stacking != 0 {
+            if state.stacking != 0 || state.logging {
                 return Err(EBUSY);
             }
             let Some((blocks, room)) = fresh.take() else {
@@ -952,7 +968,7 @@ impl Dirty {
         if state.lent(id).is_none() {
             return Err(ESTALE);
         }
-        let is_bottom = state.sealed.is_none() && state.logged.is_empty();
+        let is_bottom = state.sealed.is_none() && state.logged.is_empty() && !state.logging;
         if state.stacking != 0 || state.is_frozen(id) && !is_bottom {
             return Err(EBUSY);
         }

@@ -273,6 +273,32 @@ impl Blocks {
         })
     }
 
+    /// Shows what is known to `look`, in order: the first block, how many, and the page of the
+    /// only one unless they are zeros.
+    pub(crate) fn try_for_each<'a>(
+        &'a self,
+        mut look: impl FnMut(usize, usize, Option<&'a Page>) -> Result,
+    ) -> Result {
+        let known = core::iter::successors(self.known_from(0), |at| self.known_from(at + 1));
+        for at in known {
+            let first = at * CHUNK;
+            match self.chunks.get(at) {
+                Some(Chunk::Leaf(leaf)) => {
+                    for (n, entry) in leaf.iter().enumerate() {
+                        match entry {
+                            Entry::Below => {}
+                            Entry::Zeros => look(first + n, 1, None)?,
+                            Entry::Data(page) => look(first + n, 1, Some(page))?,
+                        }
+                    }
+                }
+                Some(Chunk::Zeros) => look(first, self.chunk_at(first), None)?,
+                Some(Chunk::Below) | None => {}
+            }
+        }
+        Ok(())
+    }
+
     /// Whether `block` is known, and zeros; how many from there on are known to be alike without a
     /// further look.
     fn kind(&self, block: usize) -> (Option<bool>, usize) {

@@ -89,6 +89,7 @@ mod content;
 mod device;
 mod dirty;
 mod layer0;
+mod log;
 mod platform;
 mod scratch;
 mod stack;

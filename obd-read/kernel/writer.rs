@@ -11,20 +11,28 @@
 
 use crate::abi::{
     self,
+    Stop,
     BIND,
     EXTENTS,
     FAILED,
-    LOGGED,
+    LOG,
     NEXT,
     SEAL,
     STACK, //
 };
 use crate::device::Device;
-use crate::dirty::Dirty;
+use crate::dirty::{
+    Dirty,
+    Reason, //
+};
 use crate::layer0::BLOCK;
+use crate::log::Log;
 use kernel::{
     alloc::scope::without_io,
-    fs::File,
+    fs::{
+        File,
+        LocalFile, //
+    },
     ioctl::_IOC_SIZE,
     miscdevice::{
         MiscDevice,
@@ -45,6 +53,10 @@ use kernel::{
         Arc,
         Mutex, //
     },
+    time::{
+        Instant,
+        Monotonic, //
+    },
     uaccess::{
         UserPtr,
         UserSlice, //
@@ -57,6 +69,7 @@ use kernel::{
         WorkItem, //
     }, //
 };
+use obd_core::record::Room;
 
 /// Most extents that are copied at a time.
 const SOME_EXTENTS: usize = 4096;
@@ -243,7 +256,7 @@ impl MiscDevice for Writer {
             EXTENTS => this.device()?.extents(user),
             STACK => this.device()?.stack_layer(user),
             FAILED => this.device()?.failed(user),
-            LOGGED => this.device()?.logged(user),
+            LOG => this.device()?.log(user),
             SEAL => this.seal(user),
             _ => Err(ENOTTY),
         })
@@ -393,19 +406,89 @@ impl Device {
         }
     }
 
-    fn logged(&self, user: UserSlice) -> Result<isize> {
+    fn log(&self, user: UserSlice) -> Result<isize> {
         let (mut reader, mut writer) = user.reader_writer();
-        let mut logged = reader.read::<abi::Logged>()?;
-        if logged.reserved != 0 {
+        let mut asked = reader.read::<abi::Log>()?;
+        let mut log = Log {
+            file: LocalFile::fget(asked.fd)?,
+            id: asked.log,
+            seq: asked.seq,
+            sealed: asked.sealed,
+            room: Room {
+                at: asked.at,
+                end: asked.end,
+                again: asked.again,
+            },
+            extents: KVVec::new(),
+            header: KVVec::new(),
+        };
+        let is_place = |at: u64| at % BLOCK as u64 == 0 && i64::try_from(at).is_ok();
+        let Room { at, end, again } = log.room;
+        let are_places = [at, end, again].into_iter().all(is_place);
+        if !are_places || asked.seq > u64::MAX / 2 || asked.sealed > asked.seq {
             return Err(EINVAL);
         }
-        let wanted = self.dirty().ok_or(EOPNOTSUPP)?.logged(logged.id)?;
-        self.counts.logged.add(1, Relaxed);
-        // What was written twice takes less memory now.
-        self.wake_writes();
-        logged.wanted = wanted.map_or(0, |reason| reason as u32);
-        writer.write(&logged)?;
+        let (enough, timeout_ms) = (asked.enough, asked.timeout_ms);
+        (asked.enough, asked.ns, asked.errno) = (0, 0, 0);
+        let stop = self.log_frozen(&mut log, &mut asked, enough, timeout_ms)?;
+        asked.seq = log.seq;
+        (asked.at, asked.end, asked.again) = (log.room.at, log.room.end, log.room.again);
+        asked.stop = stop as u32;
+        // If this fails, the writer does not know what it has.
+        writer.write(&asked)?;
         Ok(0)
+    }
+
+    /// Writes records to `log` until there is a reason not to. `did` is told how many bytes these
+    /// are, how long they took, and why one failed.
+    fn log_frozen(
+        &self,
+        log: &mut Log,
+        did: &mut abi::Log,
+        enough: u64,
+        timeout_ms: u32,
+    ) -> Result<Stop> {
+        let dirty = self.dirty().ok_or(EOPNOTSUPP)?;
+        let begin = Instant::<Monotonic>::now();
+        loop {
+            let passed = u32::try_from(begin.elapsed().as_millis()).unwrap_or(u32::MAX);
+            let (id, reason) = match dirty.next(timeout_ms.saturating_sub(passed)) {
+                Ok(next) => next,
+                Err(error) if error == ETIMEDOUT || error == EINTR => return Ok(Stop::Idle),
+                // The next call says so.
+                Err(_) if did.enough > 0 => return Ok(Stop::Idle),
+                Err(error) => return Err(error),
+            };
+            let frozen = match reason {
+                Reason::Flush => dirty.log(id),
+                Reason::Size | Reason::Age | Reason::Detach => None,
+            };
+            let Some(frozen) = frozen else {
+                return Ok(Stop::Frozen);
+            };
+            let since = Instant::<Monotonic>::now();
+            let written = log.append(&frozen.blocks);
+            let wanted = dirty.logged(frozen, matches!(written, Ok(Some(_))));
+            match written {
+                Ok(Some(len)) => did.enough += len,
+                Ok(None) => return Ok(Stop::Frozen),
+                Err(error) => {
+                    did.errno = -error.to_errno();
+                    return Ok(Stop::Failed);
+                }
+            }
+            self.counts.logged.add(1, Relaxed);
+            // What was written twice takes less memory now.
+            self.wake_writes();
+            did.ns += u64::try_from(since.elapsed().as_nanos()).unwrap_or(0);
+            if wanted.is_some() {
+                return Ok(Stop::Wanted);
+            }
+            // Somebody may flush all the time, so that nobody waits for that above.
+            if did.enough >= enough || begin.elapsed().as_millis() >= i64::from(timeout_ms) {
+                return Ok(Stop::Idle);
+            }
+        }
     }
 
     fn stack_layer(&self, user: UserSlice) -> Result<isize> {

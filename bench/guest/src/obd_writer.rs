@@ -1,12 +1,16 @@
 // SPDX-License-Identifier: MIT
 //! A writer of a writable overlaybd disk, as small as can be: what the driver has
-//! frozen becomes a plain layer in a file, which is stacked. With a log that is none: who
-//! waits for a flush is told that it is there, which is as good until the power fails.
+//! frozen becomes a plain layer in a file, which is stacked. Its log is written over again and
+//! again, and never read: that is as good as any until the power fails.
 
 use crate::mapping::{
     Access,
     Mapping,
     PAGE, //
+};
+use obd_core::record::{
+    Hash,
+    Header, //
 };
 use serde::Serialize;
 use std::fs::{
@@ -20,6 +24,10 @@ use std::io::{
 };
 use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{
+    FileExt,
+    OpenOptionsExt, //
+};
 use std::path::{
     Path,
     PathBuf, //
@@ -28,6 +36,10 @@ use std::process::{
     Child,
     Command,
     Stdio, //
+};
+use std::sync::atomic::{
+    AtomicU64,
+    Ordering, //
 };
 use std::thread;
 use std::time::Duration;
@@ -58,10 +70,12 @@ pub struct ObdWriter {
     /// So many fail first.
     #[arg(long, default_value_t = 0)]
     pub fail: u64,
-    /// Says of what flushes wait for that it is in a log, so often before there is a layer
-    /// of that.
+    /// Has what flushes wait for written to a log, so often before there is a layer of that.
     #[arg(long)]
     pub log: Option<u64>,
+    /// Has a second thread make calls of its own meanwhile, which log, too, or are refused.
+    #[arg(long, requires = "log")]
+    pub meddle: bool,
     /// Makes calls that are wrong, and expects that each is refused, and ends.
     #[arg(long)]
     pub hostile: bool,
@@ -72,7 +86,7 @@ pub struct ObdWriter {
 pub struct WriterResult {
     /// Layers that were stacked.
     pub commits: u64,
-    /// Times that something was said to be in the log.
+    /// Records of the log.
     pub logged: u64,
     /// Extents in them.
     pub extents: u64,
@@ -177,11 +191,20 @@ struct Failed {
 }
 
 #[repr(C)]
-#[derive(Default)]
-struct Logged {
-    id: u64,
-    wanted: u32,
-    reserved: u32,
+#[derive(Clone, Copy, Default)]
+struct Log {
+    fd: u32,
+    timeout_ms: u32,
+    log: u64,
+    seq: u64,
+    sealed: u64,
+    at: u64,
+    end: u64,
+    again: u64,
+    enough: u64,
+    ns: u64,
+    stop: u32,
+    errno: i32,
 }
 
 #[repr(C)]
@@ -211,11 +234,20 @@ const NEXT: libc::c_ulong = call::<Next>(3, 0xb1);
 const EXTENTS: libc::c_ulong = call::<Extents>(1, 0xb2);
 const STACK: libc::c_ulong = call::<Stack>(1, 0xb3);
 const FAILED: libc::c_ulong = call::<Failed>(1, 0xb4);
-const LOGGED: libc::c_ulong = call::<Logged>(3, 0xb5);
+const LOG: libc::c_ulong = call::<Log>(3, 0xb5);
 const SEAL: libc::c_ulong = call::<Seal>(3, 0xb6);
 
 /// [`Next::reason`] if somebody waits for a flush.
 const FLUSH: u32 = 3;
+
+/// [`Log::stop`]: it is enough; it is not to be logged; there is to be a layer; it failed.
+const IDLE: u32 = 0;
+const FROZEN: u32 = 1;
+const WANTED: u32 = 2;
+const FAILED_TO_LOG: u32 = 3;
+
+/// Bytes of the log, more than a disk of a test has memory.
+const LOG_BYTES: u64 = 20 << 20;
 
 /// Calls the driver with `argument`, which it may change.
 fn ioctl<T>(file: &File, request: libc::c_ulong, argument: &mut T) -> io::Result<()> {
@@ -245,17 +277,66 @@ impl ObdWriter {
             ..Bind::default()
         };
         ioctl(&file, BIND, &mut bind).doing("become the writer")?;
+        if !self.meddle {
+            return self.serve(&file, &bind, &AtomicU64::default());
+        }
+        let frozen = AtomicU64::default();
+        thread::scope(|scope| {
+            let meddler = scope.spawn(|| self.meddle(&file, &frozen));
+            let result = self.serve(&file, &bind, &frozen);
+            frozen.store(u64::MAX, Ordering::Relaxed);
+            meddler.join().expect("the other thread panicked")?;
+            result
+        })
+    }
+
+    /// Logs whatever is frozen while others do, and tries to stack it, until `frozen`, which one
+    /// that is, says that it is enough.
+    fn meddle(&self, file: &File, frozen: &AtomicU64) -> Result<()> {
+        let log = self.open_log("meddled")?;
+        let name = c"/nonexistent".as_ptr().cast();
+        loop {
+            let id = frozen.load(Ordering::Relaxed);
+            if id == u64::MAX {
+                return Ok(());
+            }
+            let mut stack = Stack {
+                id,
+                first: 0,
+                nr: 0,
+                path: name,
+            };
+            let refused = [libc::EBUSY, libc::ESTALE, libc::ENOENT, libc::ESHUTDOWN];
+            match ioctl(file, STACK, &mut stack) {
+                Err(error) if error.raw_os_error().is_some_and(|it| refused.contains(&it)) => {}
+                other => panic!("stack: {other:?}"),
+            }
+            let mut record = Log {
+                timeout_ms: 1,
+                ..whole(&log)
+            };
+            match ioctl(file, LOG, &mut record) {
+                Ok(()) => assert_eq!(record.errno, 0),
+                Err(error) if error.raw_os_error() == Some(libc::ESHUTDOWN) => {}
+                other => panic!("log: {other:?}"),
+            }
+        }
+    }
+
+    /// Writes layers of the disk that `bind` tells of; `frozen` is told what is frozen.
+    fn serve(&self, file: &File, bind: &Bind, frozen: &AtomicU64) -> Result<WriterResult> {
         let mut layers = bind.layers;
         let mut result = WriterResult::default();
         let mut to_fail = self.fail;
         // What another one has left is older than what is frozen.
-        let mut is_sealed = seal(&file, 1)?.is_some();
+        let mut is_sealed = seal(file, 1)?.is_some();
+        let log = self.log.map(|_| self.open_log("log")).transpose()?;
         while self.commits.is_none_or(|commits| result.commits < commits) {
             let mut next = Next {
                 timeout_ms: 1000,
                 ..Next::default()
             };
-            match ioctl(&file, NEXT, &mut next) {
+            match ioctl(file, NEXT, &mut next) {
                 Ok(()) => {}
                 Err(error) => match error.raw_os_error() {
                     Some(libc::ESHUTDOWN) => break,
@@ -263,6 +344,7 @@ impl ObdWriter {
                     _ => return Err(error).doing("wait for a layer"),
                 },
             }
+            frozen.store(next.id, Ordering::Relaxed);
             if let Some(reason) = result.reasons.get_mut(next.reason as usize) {
                 *reason += 1;
             }
@@ -274,42 +356,60 @@ impl ObdWriter {
                     errno: libc::ENOSPC,
                     reserved: 0,
                 };
-                ioctl(&file, FAILED, &mut failed).doing("say that it failed")?;
+                ioctl(file, FAILED, &mut failed).doing("say that it failed")?;
                 continue;
             }
-            let lent = match self.log {
-                Some(often) if next.reason == FLUSH && !is_sealed => {
+            let lent = match (&log, self.log) {
+                (Some(log), Some(often)) if next.reason == FLUSH && !is_sealed => {
                     result.logged += 1;
-                    let wanted = log(&file, next.id).doing("say what is logged")?;
-                    if wanted == 0 && !result.logged.is_multiple_of(often.max(1)) {
+                    let is_wanted = match append(file, log)? {
+                        Some(is_wanted) => is_wanted,
+                        None if self.meddle => false,
+                        None => return Err(io::Error::other("it is not there")).doing("log"),
+                    };
+                    if !is_wanted && !result.logged.is_multiple_of(often.max(1)) {
                         continue;
                     }
-                    seal(&file, 0)?
+                    seal(file, 0)?
                 }
-                None if !is_sealed => Some(Lent {
+                (None, _) if !is_sealed => Some(Lent {
                     id: next.id,
                     extents: next.extents,
                     bytes: next.bytes,
                 }),
-                _ => seal(&file, 0)?,
+                _ => seal(file, 0)?,
             };
             let Some(lent) = lent else { continue };
-            if self.log.is_some() && next.reason == FLUSH && !is_sealed {
+            if let Some(log) = log.as_ref().filter(|_| next.reason == FLUSH && !is_sealed) {
                 // Others flush while the layer is made.
                 next.timeout_ms = 20;
-                if ioctl(&file, NEXT, &mut next).is_ok() && next.reason == FLUSH {
-                    log(&file, next.id).doing("say what else is logged")?;
+                if ioctl(file, NEXT, &mut next).is_ok() && next.reason == FLUSH {
+                    append(file, log)?;
                     result.logged += 1;
                 }
             }
             is_sealed = false;
-            self.commit(&file, &lent, bind.size, layers)?;
+            self.commit(file, &lent, bind.size, layers)?;
             layers += 1;
             result.commits += 1;
             result.extents += lent.extents;
             result.bytes += lent.bytes;
         }
         Ok(result)
+    }
+
+    /// A new log.
+    fn open_log(&self, name: &str) -> Result<File> {
+        let log = File::options()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .custom_flags(libc::O_DIRECT)
+            .open(self.dir.join(name))
+            .doing("create a log")?;
+        log.set_len(LOG_BYTES).doing("make room in a log")?;
+        Ok(log)
     }
 
     fn commit(&self, file: &File, next: &Lent, size: u64, layers: u64) -> Result<()> {
@@ -378,16 +478,11 @@ impl ObdWriter {
             };
             ioctl(file, SEAL, &mut seal)
         };
-        let logging = |id, reserved| {
-            let mut logged = Logged {
-                id,
-                reserved,
-                ..Logged::default()
-            };
-            ioctl(file, LOGGED, &mut logged)
-        };
+        let log = self.open_log("log")?;
+        let logging = |log: Log| ioctl(file, LOG, &mut { log });
+        let record = whole(&log);
         refused("seal of nobody", libc::ENOTCONN, sealing(0, 0))?;
-        refused("log of nobody", libc::ENOTCONN, logging(1, 0))?;
+        refused("log of nobody", libc::ENOTCONN, logging(record))?;
         refused(
             "flags",
             libc::EINVAL,
@@ -530,26 +625,41 @@ impl ObdWriter {
         refused("failure of another", libc::ESTALE, failed(id + 1, 0))?;
         refused("reserved", libc::EINVAL, failed(id, 1))?;
 
-        // What is in the log is not frozen, and what is sealed is not to be passed.
         refused("a flag", libc::EINVAL, sealing(2, 0))?;
         refused("something reserved", libc::EINVAL, sealing(0, 1))?;
-        refused("log of another", libc::ESTALE, logging(id + 1, 0))?;
-        refused("reserved of a log", libc::EINVAL, logging(id, 1))?;
         refused("nothing sealed", libc::ENODATA, sealing(1, 0))?;
-        let frozen = || -> Result<u64> {
-            loop {
-                let mut next = Next {
-                    timeout_ms: 30_000,
-                    ..Next::default()
-                };
-                ioctl(file, NEXT, &mut next).doing("wait for what is flushed")?;
-                if next.reason == FLUSH {
-                    return Ok(next.id);
-                }
-                // What is logged is old enough for a layer, which is not what is waited for.
-                log(file, next.id).doing("say what is logged for its age")?;
-                thread::sleep(Duration::from_millis(10));
-            }
+        let fd = 9999;
+        refused("no file", libc::EBADF, logging(Log { fd, ..record }))?;
+        let (at, end, again) = (1, 512, u64::MAX - 4095);
+        refused(
+            "within a block",
+            libc::EINVAL,
+            logging(Log { at, ..record }),
+        )?;
+        refused(
+            "a part of one",
+            libc::EINVAL,
+            logging(Log { end, ..record }),
+        )?;
+        refused("far away", libc::EINVAL, logging(Log { again, ..record }))?;
+        let (seq, sealed) = (u64::MAX, 1);
+        refused("too many", libc::EINVAL, logging(Log { seq, ..record }))?;
+        refused(
+            "sealed before it was there",
+            libc::EINVAL,
+            logging(Log { sealed, ..record }),
+        )?;
+
+        let stops = |log: Log, stop, errno| -> Result<Log> {
+            let mut log = log;
+            ioctl(file, LOG, &mut log).doing("log")?;
+            assert_eq!((log.stop, log.errno), (stop, errno));
+            Ok(log)
+        };
+        let nothing = |log, stop, errno| -> Result<()> {
+            let did = stops(log, stop, errno)?;
+            assert_eq!((did.seq, did.at, did.enough), (log.seq, log.at, 0));
+            Ok(())
         };
         let (mut layers, size) = (sits.layers, sits.size);
         let mut commit = || -> Result<u64> {
@@ -558,15 +668,69 @@ impl ObdWriter {
             layers += 1;
             Ok(lent.id)
         };
-        log(file, id).doing("say what is logged")?;
         let is_stale = |id| {
-            refused("logged twice", libc::ESTALE, logging(id, 0))?;
             refused("stacked", libc::ESTALE, stack(id, 0, 0, name.as_ptr()))?;
             refused("failed", libc::ESTALE, failed(id, 0))?;
             refused("extents", libc::ESTALE, extents(id, 0, 1, to))
         };
+        // What is frozen for its age has no record.
+        nothing(record, FROZEN, 0)?;
+        commit()?;
+        is_stale(id)?;
+        nothing(record, IDLE, 0)?;
+
+        let frozen = |commit: &mut dyn FnMut() -> Result<u64>| -> Result<Next> {
+            loop {
+                let mut next = Next {
+                    timeout_ms: 30_000,
+                    ..Next::default()
+                };
+                ioctl(file, NEXT, &mut next).doing("wait for what is flushed")?;
+                if next.reason == FLUSH {
+                    return Ok(next);
+                }
+                // What is logged is old enough for a layer, which is not what is waited for.
+                commit()?;
+            }
+        };
+        let waits =
+            |child: &mut Child| child.try_wait().doing("look for dd").map(|it| it.is_none());
+        // By processes of their own: one that waits for its own disk does not end.
+        let mut first = flush(number, 0)?;
+        let next = frozen(&mut commit)?;
+        let (id, len) = (next.id, next.bytes as usize);
+        let (end, again) = (PAGE as u64, PAGE as u64);
+        nothing(Log { end, ..record }, FROZEN, 0)?;
+        nothing(
+            Log {
+                at: end,
+                end,
+                again,
+                ..record
+            },
+            FROZEN,
+            0,
+        )?;
+        let path = self.dir.join("log");
+        let of = |log: &File| whole(log);
+        let unwritable = File::open(&path).doing("open the log")?;
+        nothing(of(&unwritable), FAILED_TO_LOG, libc::EBADF)?;
+        nothing(of(file), FAILED_TO_LOG, libc::EINVAL)?;
+        let dir = File::open(&self.dir).doing("open the folder")?;
+        nothing(of(&dir), FAILED_TO_LOG, libc::EINVAL)?;
+        assert!(waits(&mut first)?);
+        let lent = Mapping::new(file, 0, len, Access::Read).doing("map what is flushed")?;
+        let did = stops(record, IDLE, 0)?;
+        assert_eq!((did.seq, did.enough), (1, (len + PAGE) as u64));
+        assert_eq!((did.at, did.end, did.again), (did.enough, record.end, 0));
+        ended(&mut first)?;
+        is_record(&log, did.enough, &lent, size)?;
+        drop(lent);
         is_stale(id)?;
         refused("mmap of a log", libc::ESTALE, map(file, len, Access::Read))?;
+        nothing(record, IDLE, 0)?;
+
+        // What is in the log is not frozen, and what is sealed is not to be passed.
         let sealed = seal(file, 0)?.expect("something is logged");
         assert!(sealed.id != id && sealed.bytes == len as u64);
         let same = seal(file, 1)?.expect("it is sealed");
@@ -577,35 +741,32 @@ impl ObdWriter {
             libc::ENOENT,
             stack(sealed.id, 0, 0, name.as_ptr()),
         )?;
-        // By processes of their own: one that waits for its own disk does not end.
-        let mut first = flush(number, 0)?;
-        let id = frozen()?;
+        let mut second = flush(number, 0)?;
+        let id = frozen(&mut commit)?.id;
         refused("a newer one", libc::EBUSY, stack(id, 0, 0, name.as_ptr()))?;
-        log(file, id).doing("say what is logged over it")?;
-        ended(&mut first)?;
+        assert!(append(file, &log)?.is_some());
+        ended(&mut second)?;
         is_stale(id)?;
         assert_eq!(commit()?, sealed.id);
         is_stale(sealed.id)?;
 
         // What is in no log is waited for, and nothing is logged over it. The next flush comes
         // when that has failed: the block layer sends one at a time.
-        let mut second = flush(number, 1)?;
-        let unlogged = frozen()?;
+        let mut third = flush(number, 1)?;
+        let unlogged = frozen(&mut commit)?.id;
         let sealed = seal(file, 0)?.expect("something is frozen");
         is_stale(unlogged)?;
-        let waits =
-            |child: &mut Child| child.try_wait().doing("look for dd").map(|it| it.is_none());
-        assert!(waits(&mut second)?);
+        assert!(waits(&mut third)?);
         failed(sealed.id, 0).doing("say that it failed")?;
-        ended(&mut second).expect_err("it failed");
-        let mut third = flush(number, 2)?;
-        let id = frozen()?;
-        refused("over what is not logged", libc::EBUSY, logging(id, 0))?;
+        ended(&mut third).expect_err("it failed");
+        let mut fourth = flush(number, 2)?;
+        let id = frozen(&mut commit)?.id;
+        nothing(record, FROZEN, 0)?;
         refused("a newer one", libc::EBUSY, stack(id, 0, 0, name.as_ptr()))?;
         assert_eq!(commit()?, sealed.id);
-        assert!(waits(&mut third)?);
-        log(file, id).doing("say what is logged at last")?;
-        ended(&mut third)?;
+        assert!(waits(&mut fourth)?);
+        assert!(append(file, &log)?.is_some());
+        ended(&mut fourth)?;
         commit()?;
         refused("nothing left", libc::ENODATA, sealing(0, 0))
     }
@@ -624,20 +785,65 @@ fn seal(file: &File, flags: u32) -> Result<Option<Lent>> {
             bytes: seal.bytes,
         })),
         Err(error) => match error.raw_os_error() {
-            // The disk is gone, which is said again when something is waited for.
-            Some(libc::ENODATA | libc::ESHUTDOWN) => Ok(None),
+            // The disk is gone, which is said again when something is waited for; or somebody
+            // else logs what is frozen.
+            Some(libc::ENODATA | libc::ESHUTDOWN | libc::EBUSY) => Ok(None),
             _ => Err(error).doing("seal what is logged"),
         },
     }
 }
 
-/// The frozen layer `id` is in the log. Whether there is to be a layer, if not 0.
-fn log(file: &File, id: u64) -> io::Result<u32> {
-    let mut logged = Logged {
-        id,
-        ..Logged::default()
-    };
-    ioctl(file, LOGGED, &mut logged).map(|()| logged.wanted)
+/// To have one record written to `log`, of what is frozen.
+fn whole(log: &File) -> Log {
+    Log {
+        fd: log.as_raw_fd() as u32,
+        log: 7,
+        end: LOG_BYTES,
+        enough: 1,
+        ..Log::default()
+    }
+}
+
+/// Has what is frozen written to the log. Whether there is to be a layer; nothing if somebody
+/// else has done it, or does.
+fn append(file: &File, log: &File) -> Result<Option<bool>> {
+    let mut record = whole(log);
+    ioctl(file, LOG, &mut record).doing("log what is frozen")?;
+    match (record.stop, record.seq) {
+        (IDLE | WANTED, 1) => Ok(Some(record.stop == WANTED)),
+        (IDLE | FROZEN, 0) => Ok(None),
+        (stop, _) => Err(io::Error::other(format!("{stop}: {}", record.errno))).doing("log"),
+    }
+}
+
+/// The log begins with a record of `len` bytes that has the pages of `lent`, of a disk of `size`
+/// bytes.
+fn is_record(log: &File, len: u64, lent: &Mapping, size: u64) -> Result<()> {
+    let mut bytes = vec![0; len as usize];
+    // What is read past the page cache has its place in memory.
+    let from = File::open(format!("/proc/self/fd/{}", log.as_raw_fd())).doing("open the log")?;
+    from.read_exact_at(&mut bytes, 0).doing("read the log")?;
+    let (blocks, _) = bytes.as_chunks::<PAGE>();
+    let (own, data) = blocks.split_at(1);
+    let header = Header::read(&own[0], 7).expect("a record");
+    assert!(header.is_whole(own, size) && header.number == 1 && header.sealed == 0);
+    let mut hash = Hash::new();
+    for (at, block) in data.iter().enumerate() {
+        hash.add(block);
+        assert!(lent.page(at).is_some_and(|page| page == *block));
+    }
+    assert_eq!(
+        (hash.end(), data.len() as u64),
+        (header.hash, header.blocks)
+    );
+    assert_eq!(
+        header
+            .extents(own)
+            .map(|it| u64::from(it.blocks))
+            .sum::<u64>(),
+        header.blocks
+    );
+    Ok(())
 }
 
 /// Writes to a block of `/dev/obdN`, and flushes.

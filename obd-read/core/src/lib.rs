@@ -32,6 +32,7 @@
 //! * [`lsmt`] opens one layer: its header, trailer and list of segments.
 //! * [`index`] merges the layers' segments and looks ranges up.
 //! * [`image`] puts them together: [`Image::read_at`].
+//! * [`record`] is the log of a disk that is written to: no format of overlaybd's.
 
 // The kernel's build passes `no_std` to every crate by itself.
 #![cfg_attr(all(not(kernel), not(test)), no_std)]
@@ -46,6 +47,7 @@ mod le;
 pub mod lsmt;
 pub mod lz4;
 pub mod platform;
+pub mod record;
 pub mod scratch;
 pub mod source;
 pub mod tar;

@@ -2,6 +2,7 @@
 
 //! A device's folder: `image.json` and the layers that it names.
 
+use crate::BLOCK;
 use crate::error::Error;
 use crate::folder::{
     Folder,
@@ -16,15 +17,11 @@ use crate::image::{
     NAME,
     Step, //
 };
-use crate::kernel::Extent;
+use crate::kernel::Run;
 use crate::log::{
     self,
     Live,
     Mark, //
-};
-use crate::{
-    BLOCK,
-    record, //
 };
 use obd_core::image::MAX_LAYERS;
 use obd_writer::{
@@ -44,6 +41,7 @@ use std::ops::{
     Range, //
 };
 use std::path::PathBuf;
+use std::time::Duration;
 
 /// A device: its layers, and what is in the way of others.
 pub struct Device<'a, F: Folder> {
@@ -67,8 +65,6 @@ pub struct Device<'a, F: Folder> {
     log: Option<F::Log>,
     /// Number of a record whose write failed and that may be there, or not.
     broken: Option<u64>,
-    /// A record's header.
-    header: Vec<u8>,
 }
 
 /// A file that grows under a temporary name and is renamed when it is durable, or has
@@ -327,7 +323,6 @@ impl<'a, F: Folder> Device<'a, F> {
             unread,
             log: None,
             broken: None,
-            header: Vec::new(),
         })
     }
 
@@ -455,12 +450,6 @@ impl<'a, F: Folder> Device<'a, F> {
         self.log.is_some()
     }
 
-    /// Whether there is a log to be written to: what is in it counts from what `image.json`
-    /// says on, so there must be no doubt of that.
-    pub(crate) fn has_log(&self) -> bool {
-        self.log.is_some() && self.broken.is_none() && !self.in_doubt
-    }
-
     /// All until now is sealed: where the log is, if there is one.
     pub(crate) fn seal(&mut self) -> Option<Mark> {
         let live = self.live.as_mut()?;
@@ -510,41 +499,42 @@ impl<'a, F: Folder> Device<'a, F> {
     /// Whether a layer should be made of what is in the log.
     pub(crate) fn log_is_half_full(&self) -> bool {
         let live = self.live.as_ref();
-        live.is_some_and(|live| live.ring.is_half_full())
+        live.is_some_and(|live| live.ring.missing() == 0)
     }
 
-    /// Whether the log has room for such a record.
-    pub(crate) fn log_has_room(&self, extents: u64, bytes: u64) -> bool {
-        let extents = usize::try_from(extents).unwrap_or(usize::MAX / 32);
-        let len = record::header_len(extents).saturating_add(bytes);
-        let live = self.live.as_ref();
-        live.is_some_and(|live| live.ring.place(len).is_some())
-    }
-
-    /// Writes a record to the log; durable when this returns. If it fails, nothing may be
-    /// written there until a layer with all of it is durable, and a mark that was taken
-    /// after this.
-    pub(crate) fn append(&mut self, extents: &[Extent], data: &[u8]) -> io::Result<u64> {
-        let (Some(log), Some(live), Some(state)) =
-            (&mut self.log, &mut self.live, &self.image.obd.log)
-        else {
-            return Err(io::ErrorKind::NotFound.into());
+    /// The log, if there is one to be written to, and what the driver has to know for that:
+    /// half of it is enough, if `half` says so. [`Device::logged`] comes next.
+    pub(crate) fn log(&mut self, half: bool) -> Option<(&mut F::Log, Run)> {
+        // What is in it counts from what `image.json` says on, so there must be no doubt of
+        // that.
+        if self.broken.is_some() || self.in_doubt {
+            return None;
+        }
+        let (log, live, state) = (self.log.as_mut()?, self.live.as_ref()?, self.image.obd.log?);
+        let run = Run {
+            id: state.id,
+            last: live.ring.last(),
+            sealed: live.sealed(),
+            room: live.ring.room(),
+            enough: match half {
+                // One more record at least, so that the driver waits in any case.
+                true => live.ring.missing().max(1),
+                false => u64::MAX,
+            },
+            bytes: 0,
+            time: Duration::ZERO,
         };
-        let number = live.ring.next();
-        let sealed = live.sealed();
-        record::encode(&mut self.header, state.id, number, sealed, extents, data);
-        let len = self.header.len() as u64 + data.len() as u64;
-        let at = live.ring.place(len).ok_or(io::ErrorKind::StorageFull)?;
-        match self.folder.write_log(log, at, &self.header, data) {
-            Ok(()) => {
-                live.ring.push(at, len);
-                Ok(len)
-            }
-            Err(error) => {
-                live.ring.skip();
-                self.broken = Some(number);
-                Err(error)
-            }
+        Some((log, run))
+    }
+
+    /// Records were written to the log. If one more `failed`, nothing may be written there
+    /// until a layer with all of it is durable, and a mark that was taken after this.
+    pub(crate) fn logged(&mut self, run: &Run, failed: bool) {
+        let Some(live) = &mut self.live else { return };
+        live.ring.advance(run.last, run.room);
+        if failed {
+            live.ring.skip();
+            self.broken = Some(live.ring.last());
         }
     }
 

@@ -15,10 +15,7 @@ use rustix::fs::{
     flock,
     fstatvfs, //
 };
-use rustix::io::{
-    Errno,
-    pwritev, //
-};
+use rustix::io::Errno;
 use std::fs::{
     self,
     File,
@@ -26,7 +23,6 @@ use std::fs::{
 };
 use std::io::{
     self,
-    IoSlice,
     Write, //
 };
 use std::os::fd::AsRawFd;
@@ -57,7 +53,7 @@ const ZEROS: usize = 1 << 20;
 pub trait Folder: Sync {
     /// A file in the making.
     type File: Send;
-    /// A log that is open.
+    /// A log that is open, for the driver to write to.
     type Log: Send;
     /// A file to be read.
     type Source: Source<Error = io::Error> + Send + Sync;
@@ -120,19 +116,6 @@ pub trait Folder: Sync {
     /// Opens a file that [`Folder::reserve`] made.
     fn open_log(&self, name: &str) -> io::Result<Self::Log> {
         let _ = name;
-        Err(io::ErrorKind::Unsupported.into())
-    }
-
-    /// Overwrites what is at `at` with `header` and `data`, whole blocks; durable when
-    /// this returns. `data` is what the driver lent.
-    fn write_log(
-        &self,
-        log: &mut Self::Log,
-        at: u64,
-        header: &[u8],
-        data: &[u8],
-    ) -> io::Result<()> {
-        let _ = (log, at, header, data);
         Err(io::ErrorKind::Unsupported.into())
     }
 }
@@ -211,27 +194,6 @@ impl Directory {
     }
 }
 
-/// A log on a file system: written past the page cache, from where memory is.
-#[derive(Debug)]
-pub struct LogFile {
-    file: File,
-    /// Room for a header at a block's beginning.
-    header: Vec<u8>,
-}
-
-impl LogFile {
-    /// Puts `header` where a drive can read it.
-    fn align<'a>(room: &'a mut Vec<u8>, header: &[u8]) -> &'a [u8] {
-        let align = BLOCK as usize;
-        room.clear();
-        room.resize(header.len() + align, 0);
-        let skip = room.as_ptr().align_offset(align).min(align);
-        let to = &mut room[skip..skip + header.len()];
-        to.copy_from_slice(header);
-        to
-    }
-}
-
 impl Directory {
     /// Makes a file of zeros, written ones, so that nothing but data changes any more.
     fn write_zeros(&self, name: &str, size: u64) -> io::Result<()> {
@@ -252,7 +214,7 @@ impl Directory {
 
 impl Folder for Directory {
     type File = File;
-    type Log = LogFile;
+    type Log = File;
     type Source = Reading;
 
     fn create(&self, name: &str) -> io::Result<File> {
@@ -337,7 +299,7 @@ impl Folder for Directory {
             return Err(Errno::NOSPC.into());
         }
         let made = self.write_zeros(name, size);
-        // Where that cannot be read past the page cache it is of no use.
+        // Where that cannot be written past the page cache it is of no use.
         let made = made.and_then(|()| self.open_log(name));
         match made {
             Ok(_) => Ok(size),
@@ -348,26 +310,12 @@ impl Folder for Directory {
         }
     }
 
-    fn open_log(&self, name: &str) -> io::Result<LogFile> {
-        let file = OpenOptions::new()
+    fn open_log(&self, name: &str) -> io::Result<File> {
+        OpenOptions::new()
             .write(true)
+            // The driver writes its own pages, each record in one go.
             .custom_flags(libc::O_DIRECT | libc::O_DSYNC)
-            .open(self.path.join(name))?;
-        Ok(LogFile {
-            file,
-            header: Vec::new(),
-        })
-    }
-
-    fn write_log(&self, log: &mut LogFile, at: u64, header: &[u8], data: &[u8]) -> io::Result<()> {
-        let all = header.len() + data.len();
-        let LogFile { file, header: room } = log;
-        let header = LogFile::align(room, header);
-        let parts = [IoSlice::new(header), IoSlice::new(data)];
-        match pwritev(file, &parts, at)? {
-            written if written == all => Ok(()),
-            _ => Err(io::ErrorKind::WriteZero.into()),
-        }
+            .open(self.path.join(name))
     }
 }
 

@@ -11,6 +11,7 @@ use crate::uapi::{
     self,
     Bind, //
 };
+use obd_core::record::Room;
 use rustix::io::Errno;
 use rustix::mm::{
     MapFlags,
@@ -98,8 +99,46 @@ pub enum Next {
     Gone,
 }
 
+/// A time in which the driver writes records to a log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Run {
+    /// Which log it is, as its records say.
+    pub id: u64,
+    /// Number of the last record; when it is over, of the last one that is there, durably.
+    pub last: u64,
+    /// Number of the last record that what was sealed last has.
+    pub sealed: u64,
+    /// Where records may go; when it is over, where more may.
+    pub room: Room,
+    /// So many bytes of records, or more, are enough.
+    pub enough: u64,
+    /// How many there were, when it is over.
+    pub bytes: u64,
+    /// How long they took, from freezing to the end of the flushes, all together.
+    pub time: Duration,
+}
+
+/// Why the driver writes no more records for now.
+#[derive(Debug)]
+pub enum Stop {
+    /// It is time, or enough.
+    Idle,
+    /// Something is frozen that nobody waits for, has no room, or comes after something that
+    /// is sealed and in no log: [`Kernel::next`] tells of it.
+    Frozen,
+    /// It is time for a layer of what was logged.
+    Wanted,
+    /// The next record could not be written: nobody knows what of it is there. What it was
+    /// of is frozen as before.
+    Failed(io::Error),
+    /// The disk is gone.
+    Gone,
+}
+
 /// The driver and a disk whose writer this is.
 pub trait Kernel {
+    /// A log that is open.
+    type Log;
     /// The data of a frozen layer.
     type Mapping: AsRef<[u8]> + Send + Sync + 'static;
 
@@ -144,13 +183,14 @@ pub trait Kernel {
     /// What the system says.
     fn failed(&mut self, id: u64, errno: i32) -> io::Result<()>;
 
-    /// The frozen layer `id` is durable in the log: those who wait for it go on, and it
-    /// is not frozen any more. Whether it is time for a layer of what was logged.
+    /// Waits for flushes, writes records of what is frozen for them to the log, and ends them:
+    /// then it is frozen no more. Returns when the time is over, or something else comes.
     ///
     /// # Errors
     ///
-    /// What the system says.
-    fn logged(&mut self, id: u64) -> io::Result<bool>;
+    /// What the system says; nobody knows what of the log is there then, so whoever goes on
+    /// has to look.
+    fn log(&mut self, log: &mut Self::Log, run: &mut Run, timeout: Duration) -> io::Result<Stop>;
 
     /// What is sealed until it is stacked; if nothing is, and `make` says so, all that
     /// was logged is from here on, and what is frozen.
@@ -203,6 +243,11 @@ impl Driver {
     }
 }
 
+/// A time as the driver takes it.
+fn millis(time: Duration) -> u32 {
+    u32::try_from(time.as_millis()).unwrap_or(u32::MAX)
+}
+
 /// Passes a structure, which may come back changed.
 ///
 /// # Safety
@@ -219,6 +264,7 @@ unsafe fn ioctl<T>(file: &File, number: libc::Ioctl, argument: &mut T) -> io::Re
 }
 
 impl Kernel for Driver {
+    type Log = File;
     type Mapping = Mapping;
 
     fn bound(&self) -> Bound {
@@ -227,7 +273,7 @@ impl Kernel for Driver {
 
     fn next(&mut self, timeout: Duration) -> io::Result<Next> {
         let mut next = uapi::Next {
-            timeout_ms: u32::try_from(timeout.as_millis()).unwrap_or(u32::MAX),
+            timeout_ms: millis(timeout),
             ..uapi::Next::default()
         };
         // SAFETY: that is the request's structure.
@@ -319,15 +365,47 @@ impl Kernel for Driver {
         unsafe { ioctl(&self.file, uapi::FAILED, &mut failed) }
     }
 
-    fn logged(&mut self, id: u64) -> io::Result<bool> {
-        let mut logged = uapi::Logged {
-            id,
-            wanted: 0,
-            reserved: 0,
+    fn log(&mut self, log: &mut File, run: &mut Run, timeout: Duration) -> io::Result<Stop> {
+        let Room { at, end, again } = run.room;
+        let mut request = uapi::Log {
+            fd: u32::try_from(log.as_raw_fd()).map_err(|_| Errno::BADF)?,
+            timeout_ms: millis(timeout),
+            log: run.id,
+            seq: run.last,
+            sealed: run.sealed,
+            at,
+            end,
+            again,
+            enough: run.enough,
+            ns: 0,
+            stop: 0,
+            errno: 0,
         };
         // SAFETY: that is the request's structure.
-        unsafe { ioctl(&self.file, uapi::LOGGED, &mut logged) }?;
-        Ok(logged.wanted != 0)
+        match unsafe { ioctl(&self.file, uapi::LOG, &mut request) } {
+            Ok(()) => {}
+            Err(error) => {
+                return match Errno::from_io_error(&error) {
+                    Some(Errno::SHUTDOWN) => Ok(Stop::Gone),
+                    _ => Err(error),
+                };
+            }
+        }
+        run.last = request.seq;
+        run.room = Room {
+            at: request.at,
+            end: request.end,
+            again: request.again,
+        };
+        run.bytes = request.enough;
+        run.time = Duration::from_nanos(request.ns);
+        match request.stop {
+            0 => Ok(Stop::Idle),
+            1 => Ok(Stop::Frozen),
+            2 => Ok(Stop::Wanted),
+            3 => Ok(Stop::Failed(io::Error::from_raw_os_error(request.errno))),
+            _ => Err(Errno::PROTO.into()),
+        }
     }
 
     fn seal(&mut self, make: bool) -> io::Result<Option<Frozen>> {

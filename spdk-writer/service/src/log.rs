@@ -4,8 +4,9 @@
 //!
 //! It is a file of a fixed size, written once as a whole, so that the file system has
 //! nothing to do when it is overwritten but to write. Records lie one behind the other,
-//! and go on at the beginning where one does not fit before the end. Each has the number
-//! after that of the one before; no number is used twice.
+//! and go on at the beginning where one does not fit before the end, or nothing is live.
+//! Each has the number after that of the one before; no number is used twice. What they are
+//! like is said by [`obd_core::record`]; the driver writes them, to the room that it is given.
 //!
 //! `image.json` says up to which number all is in layers, and where the next record
 //! begins ([`State`]): these are dead, and overwritten. What follows is live as far as
@@ -26,19 +27,18 @@
 //! was sealed last has them. If the last one says a number that is dead, nothing was logged
 //! since: then all of them are.
 
+use crate::BLOCK;
 use crate::error::Error;
 use crate::folder::Folder;
 use crate::image::Image;
 use crate::kernel::Extent;
-use crate::record::{
-    Header,
-    Lead, //
-};
-use crate::{
-    BLOCK,
-    record, //
-};
 use obd_core::Source;
+use obd_core::record::{
+    self,
+    Hash,
+    Header,
+    Room, //
+};
 use serde::{
     Deserialize,
     Serialize, //
@@ -113,32 +113,50 @@ impl Ring {
         }
     }
 
-    /// Where the next record goes, `len` bytes long, if there is room for it.
-    pub(crate) fn place(&self, len: u64) -> Option<u64> {
-        let fits = |from: u64, to: u64| to.checked_sub(from).is_some_and(|room| room >= len);
-        let is_empty = self.is_empty();
-        if !is_empty && self.head <= self.tail {
-            return fits(self.head, self.tail).then_some(self.head);
-        }
-        if fits(self.head, self.size) {
-            return Some(self.head);
-        }
-        let end = if is_empty { self.size } else { self.tail };
-        fits(0, end).then_some(0)
+    /// Where records go from here on.
+    pub(crate) fn room(&self) -> Room {
+        let Self {
+            size, tail, head, ..
+        } = *self;
+        let (at, end, again) = if self.is_empty() {
+            // That is one of the next one's two places, and has all the room behind it.
+            (0, size, 0)
+        } else if head <= tail {
+            (head, tail, 0)
+        } else {
+            (head, size, tail)
+        };
+        Room { at, end, again }
+    }
+
+    /// Number of the last record.
+    pub(crate) fn last(&self) -> u64 {
+        self.last
     }
 
     /// Number of the next record.
-    pub(crate) fn next(&self) -> u64 {
+    fn next(&self) -> u64 {
         self.last + 1
     }
 
-    /// The next record is at `at`, and so long.
-    pub(crate) fn push(&mut self, at: u64, len: u64) {
+    /// Records came to it, up to number `last`, and have left `room`.
+    pub(crate) fn advance(&mut self, last: u64, room: Room) {
+        if last > self.last {
+            if self.is_empty() {
+                self.tail = self.room().at;
+            }
+            self.last = last;
+            self.head = room.at;
+        }
+    }
+
+    /// The next record was found.
+    fn push(&mut self, found: &Found) {
         if self.is_empty() {
-            self.tail = at;
+            self.tail = found.at;
         }
         self.last += 1;
-        self.head = at + len;
+        self.head = found.end;
     }
 
     /// The next record's number is not to be used: nobody knows what is there.
@@ -168,25 +186,27 @@ impl Ring {
         self.last == self.dead
     }
 
-    /// Whether half of it is in use.
-    pub(crate) fn is_half_full(&self) -> bool {
+    /// Bytes that are missing until half of it is in use.
+    pub(crate) fn missing(&self) -> u64 {
         let used = match self.is_empty() {
             true => 0,
             false if self.head > self.tail => self.head - self.tail,
             false => self.size - self.tail + self.head,
         };
-        used >= self.size / 2
+        (self.size / 2).saturating_sub(used)
     }
 }
 
 /// A record that was found.
 #[derive(Debug)]
 struct Found {
-    extents: Vec<Extent>,
+    extents: Vec<record::Extent>,
     /// Where it is, where its data is, and where that ends.
     at: u64,
     data: u64,
     end: u64,
+    /// Hash of the data.
+    hash: u64,
     /// Number of the last record that what was sealed last has.
     sealed: u64,
 }
@@ -228,7 +248,7 @@ impl Live {
         };
         // Each place has one number, so this ends.
         while let Some(found) = live.next(source, state, size)? {
-            live.ring.push(found.at, found.end - found.at);
+            live.ring.push(&found);
             live.sealed = found.sealed;
             live.records.push(found);
         }
@@ -269,8 +289,8 @@ impl Live {
         let number = self.ring.next();
         // Where something is left of it, if that can be told.
         let is_first = |at| {
-            Self::block(source, state, at)
-                .map(|lead| lead.is_some_and(|lead| lead.number == number))
+            Self::first(source, state, at)
+                .map(|header| header.is_some_and(|header| header.number == number))
         };
         let at = match !is_first(head)? && is_first(0)? {
             true => 0,
@@ -307,8 +327,8 @@ impl Live {
             for (i, block) in some.chunks(BLOCK as usize).enumerate() {
                 let at = begin + i as u64 * BLOCK;
                 let least = latest.map_or(self.ring.last, |latest| latest.number);
-                let lead = record::lead(block, state.id);
-                let Some(lead) = lead.filter(|lead| lead.number > least) else {
+                let header = Header::read(block, state.id);
+                let Some(header) = header.filter(|header| header.number > least) else {
                     continue;
                 };
                 // What is written to the disk may be a part of a log, of this one before.
@@ -318,19 +338,15 @@ impl Live {
                 }
                 // A header alone says that the record before it was acknowledged: that
                 // it is there. The next one's may be that of a record that was cut off.
-                let sealed = match lead.number == self.ring.next() {
-                    true => {
-                        Self::read(source, state, at, lead.number, size)?.map(|found| found.sealed)
-                    }
-                    false => {
-                        Self::header(source, state, at, size)?.map(|(_, header)| header.sealed)
-                    }
+                let found = match header.number == self.ring.next() {
+                    true => Self::read(source, state, at, header.number, size)?,
+                    false => Self::header(source, state, at, size)?,
                 };
-                if let Some(sealed) = sealed {
+                if let Some(found) = found {
                     latest = Some(Later {
-                        number: lead.number,
+                        number: header.number,
                         at,
-                        sealed,
+                        sealed: found.sealed,
                     });
                 }
             }
@@ -339,18 +355,29 @@ impl Live {
     }
 
     /// Reads what may be a record's first block.
-    fn block<S: Source<Error = io::Error>>(
+    fn first<S: Source<Error = io::Error>>(
         source: &S,
         state: &State,
         at: u64,
-    ) -> io::Result<Option<Lead>> {
+    ) -> io::Result<Option<Header>> {
         // The file may be shorter than it should be.
         if state.size.min(source.size()).saturating_sub(at) < BLOCK {
             return Ok(None);
         }
-        let mut block = vec![0; BLOCK as usize];
+        let mut block = [0; record::BLOCK];
         source.read_exact_at(at, &mut block)?;
-        Ok(record::lead(&block, state.id))
+        Ok(Header::read(&block, state.id))
+    }
+
+    /// Reads the blocks from `at` to `end`.
+    fn blocks<S: Source<Error = io::Error>>(
+        source: &S,
+        at: u64,
+        end: u64,
+    ) -> io::Result<Vec<[u8; record::BLOCK]>> {
+        let mut blocks = vec![[0; record::BLOCK]; ((end - at) / BLOCK) as usize];
+        source.read_exact_at(at, blocks.as_flattened_mut())?;
+        Ok(blocks)
     }
 
     /// Reads the header of a record at `at`, if one is there and whole, and the record may
@@ -360,19 +387,25 @@ impl Live {
         state: &State,
         at: u64,
         size: u64,
-    ) -> io::Result<Option<(Lead, Header)>> {
-        let Some(lead) = Self::block(source, state, at)? else {
+    ) -> io::Result<Option<Found>> {
+        let Some(header) = Self::first(source, state, at)? else {
             return Ok(None);
         };
-        let left = state.size.min(source.size()) - at;
-        let len = lead.header.checked_add(lead.data);
-        if len.is_none_or(|len| len > left) {
+        let data = at + header.header_len();
+        let end = header.data_len().and_then(|len| data.checked_add(len));
+        let limit = state.size.min(source.size());
+        let Some(end) = end.filter(|end| *end <= limit) else {
             return Ok(None);
-        }
-        let mut header = vec![0; lead.header as usize];
-        source.read_exact_at(at, &mut header)?;
-        let header = record::decode(&mut header, lead, size);
-        Ok(header.map(|header| (lead, header)))
+        };
+        let blocks = Self::blocks(source, at, data)?;
+        Ok(header.is_whole(&blocks, size).then(|| Found {
+            extents: header.extents(&blocks).collect(),
+            at,
+            data,
+            end,
+            hash: header.hash,
+            sealed: header.sealed,
+        }))
     }
 
     /// Reads record `number` at `at`, if it is there and whole.
@@ -384,22 +417,18 @@ impl Live {
         size: u64,
     ) -> io::Result<Option<Found>> {
         // Others are read no further.
-        let lead = Self::block(source, state, at)?;
-        if lead.is_none_or(|lead| lead.number != number) {
+        let first = Self::first(source, state, at)?;
+        if first.is_none_or(|first| first.number != number) {
             return Ok(None);
         }
-        let Some((lead, header)) = Self::header(source, state, at, size)? else {
+        let Some(found) = Self::header(source, state, at, size)? else {
             return Ok(None);
         };
-        let mut data = vec![0; lead.data as usize];
-        source.read_exact_at(at + lead.header, &mut data)?;
-        Ok(header.is_of(&data).then_some(Found {
-            extents: header.extents,
-            at,
-            data: at + lead.header,
-            end: at + lead.header + lead.data,
-            sealed: header.sealed,
-        }))
+        let mut hash = Hash::new();
+        for block in Self::blocks(source, found.data, found.end)? {
+            hash.add(&block);
+        }
+        Ok((hash.end() == found.hash).then_some(found))
     }
 
     /// What is wrong with it, if something is that was durable once.
@@ -453,9 +482,9 @@ impl Live {
             let mut at = record.data;
             for extent in &record.extents {
                 let end = extent.block + u64::from(extent.blocks);
-                let data = (extent.zero == 0).then_some(at);
+                let data = (!extent.zero).then_some(at);
                 map.put(extent.block, end, data);
-                if extent.zero == 0 {
+                if !extent.zero {
                     at += u64::from(extent.blocks) * BLOCK;
                 }
             }
@@ -587,6 +616,65 @@ mod tests {
         }
     }
 
+    /// A record of the log `id`.
+    fn record(
+        id: u64,
+        number: u64,
+        sealed: u64,
+        extents: &[record::Extent],
+        data: &[u8],
+    ) -> Vec<u8> {
+        let hash_of = |blocks: &[[u8; record::BLOCK]]| {
+            let mut hash = Hash::new();
+            blocks.iter().for_each(|block| hash.add(block));
+            hash
+        };
+        let (data, _) = data.as_chunks();
+        let header = Header {
+            log: id,
+            number,
+            sealed,
+            extents: extents.len() as u32,
+            blocks: data.len() as u64,
+            hash: hash_of(data).end(),
+        };
+        let mut blocks = vec![[0; record::BLOCK]; (header.header_len() / BLOCK) as usize];
+        let mut left = extents.iter().copied();
+        for (n, block) in blocks.iter_mut().enumerate() {
+            header.write(n == 0, &mut left, block);
+        }
+        let hash = hash_of(&blocks);
+        record::finish(&mut blocks[0], &hash);
+        blocks.extend(data);
+        blocks.into_flattened()
+    }
+
+    /// A record of `blocks` with data from `block` on, or of one with zeros.
+    fn record_of(id: u64, number: u64, block: u64, blocks: u32) -> Vec<u8> {
+        let extent = record::Extent {
+            block,
+            blocks: blocks.max(1),
+            zero: blocks == 0,
+        };
+        let data = vec![number as u8; blocks as usize * BLOCK as usize];
+        record(id, number, 0, &[extent], &data)
+    }
+
+    /// Puts a record where there is room for it.
+    fn put(log: &mut Bytes, room: &mut Room, record: &[u8]) -> Option<usize> {
+        let at = room.take(record.len() as u64)? as usize;
+        log.0[at..][..record.len()].copy_from_slice(record);
+        Some(at)
+    }
+
+    /// Writes a record that has the next number.
+    fn append(log: &mut Bytes, ring: &mut Ring, record: &[u8]) -> Option<usize> {
+        let mut room = ring.room();
+        let at = put(log, &mut room, record)?;
+        ring.advance(ring.next(), room);
+        Some(at)
+    }
+
     /// Writes a record of `blocks` with data from `block` on; where it is and how long.
     fn write(
         log: &mut Bytes,
@@ -595,20 +683,8 @@ mod tests {
         block: u64,
         blocks: u32,
     ) -> Option<(usize, usize)> {
-        let zero = u32::from(blocks == 0);
-        let extents = [Extent {
-            block,
-            blocks: blocks.max(1),
-            zero,
-        }];
-        let data = vec![ring.next() as u8; blocks as usize * BLOCK as usize];
-        let mut record = Vec::new();
-        record::encode(&mut record, id, ring.next(), 0, &extents, &data);
-        record.extend(data);
-        let at = ring.place(record.len() as u64)?;
-        log.0[at as usize..][..record.len()].copy_from_slice(&record);
-        ring.push(at, record.len() as u64);
-        Some((at as usize, record.len()))
+        let record = record_of(id, ring.next(), block, blocks);
+        Some((append(log, ring, &record)?, record.len()))
     }
 
     fn found(log: &Bytes, state: &State) -> Live {
@@ -676,37 +752,62 @@ mod tests {
             let mut marked: Option<(Mark, Vec<u8>)> = None;
             let (mut full, mut wrapped) = (0, 0);
             for _ in 0..300 {
-                match rng.u8(..6) {
-                    0 => {
+                // All becomes a layer.
+                let mut is_over = false;
+                let some = |rng: &mut Rng| {
+                    let blocks = rng.u32(0..4);
+                    (rng.u64(..64 - u64::from(blocks.max(1))), blocks)
+                };
+                let mut fill = |block: u64, blocks: u32, number: u64| {
+                    let len = blocks.max(1) as usize * BLOCK as usize;
+                    let byte = if blocks == 0 { 0 } else { number as u8 };
+                    disk[(block * BLOCK) as usize..][..len].fill(byte);
+                };
+                match rng.u8(..20) {
+                    0..4 => {
                         marked.get_or_insert_with(|| (ring.mark(), disk.clone()));
                     }
-                    1 => {
+                    4..8 => {
                         if let Some((mark, then)) = marked.take() {
                             ring.bury(mark);
                             (said.seq, said.at, layers) = (mark.seq, mark.at, then);
                         }
                     }
-                    _ => {
-                        let blocks = rng.u32(0..6);
-                        let block = rng.u64(..64 - u64::from(blocks.max(1)));
-                        let (number, head) = (ring.next(), ring.head);
-                        match write(&mut log, &mut ring, 77, block, blocks) {
-                            Some((at, _)) => {
-                                wrapped += u32::from((at as u64) < head);
-                                let len = blocks.max(1) as usize * BLOCK as usize;
-                                let byte = if blocks == 0 { 0 } else { number as u8 };
-                                disk[(block * BLOCK) as usize..][..len].fill(byte);
-                            }
-                            None => {
-                                full += 1;
-                                let mark = ring.mark();
-                                ring.bury(mark);
-                                (said.seq, said.at) = (mark.seq, mark.at);
-                                layers.clone_from(&disk);
-                                marked = None;
-                            }
+                    8 => {
+                        // One that failed, and is there all the same.
+                        let (block, blocks) = some(&mut rng);
+                        let record = record_of(77, ring.next(), block, blocks);
+                        if put(&mut log, &mut ring.room(), &record).is_some() {
+                            fill(block, blocks, ring.next());
+                            ring.skip();
+                            is_over = true;
                         }
                     }
+                    _ => {
+                        // Several, before the ring is told.
+                        let (mut room, mut last) = (ring.room(), ring.last());
+                        for _ in 0..rng.u8(1..3) {
+                            let (block, blocks) = some(&mut rng);
+                            let record = record_of(77, last + 1, block, blocks);
+                            let before = room.at;
+                            let Some(at) = put(&mut log, &mut room, &record) else {
+                                full += 1;
+                                is_over = true;
+                                break;
+                            };
+                            wrapped += u32::from((at as u64) < before);
+                            last += 1;
+                            fill(block, blocks, last);
+                        }
+                        ring.advance(last, room);
+                    }
+                }
+                if is_over {
+                    let mark = ring.mark();
+                    ring.bury(mark);
+                    (said.seq, said.at) = (mark.seq, mark.at);
+                    layers.clone_from(&disk);
+                    marked = None;
                 }
                 let live = found(&log, &said);
                 assert_eq!(live.ring.mark(), ring.mark());
@@ -786,24 +887,16 @@ mod tests {
     fn parts_of_a_log_in_a_log_are_data() {
         let mut log = Bytes(vec![0; MIN_SIZE as usize]);
         let mut ring = Ring::new(&state());
-        let mut inner = Vec::new();
-        let data = [7; BLOCK as usize];
         let extents = |blocks| {
-            [Extent {
+            [record::Extent {
                 block: 1,
                 blocks,
-                zero: 0,
+                zero: false,
             }]
         };
         // As of a time that is still to come: nothing else is worse.
-        record::encode(&mut inner, 77, 9, 0, &extents(1), &data);
-        inner.extend(data);
-        let mut record = Vec::new();
-        record::encode(&mut record, 77, 1, 0, &extents(2), &inner);
-        record.extend(inner);
-        let at = ring.place(record.len() as u64).unwrap();
-        log.0[at as usize..][..record.len()].copy_from_slice(&record);
-        ring.push(at, record.len() as u64);
+        let inner = record(77, 9, 0, &extents(1), &[7; BLOCK as usize]);
+        append(&mut log, &mut ring, &record(77, 1, 0, &extents(2), &inner)).unwrap();
         let live = found(&log, &state());
         assert_eq!((live.len(), live.damage.as_deref()), (1, None));
     }
@@ -815,16 +908,13 @@ mod tests {
         let mut ends = Vec::new();
         // Two were sealed when the third came.
         for sealed in [0, 0, 2] {
-            let mut record = Vec::new();
-            let extent = Extent {
+            let extent = record::Extent {
                 block: 1,
                 blocks: 1,
-                zero: 1,
+                zero: true,
             };
-            record::encode(&mut record, 77, ring.next(), sealed, &[extent], &[]);
-            let at = ring.place(record.len() as u64).unwrap();
-            log.0[at as usize..][..record.len()].copy_from_slice(&record);
-            ring.push(at, record.len() as u64);
+            let record = record(77, ring.next(), sealed, &[extent], &[]);
+            append(&mut log, &mut ring, &record).unwrap();
             ends.push(ring.head);
         }
         let mark = Mark {

@@ -24,8 +24,8 @@ pub(crate) const EXTENTS: libc::Ioctl = request(1, 0xB2, size_of::<Extents>());
 pub(crate) const STACK: libc::Ioctl = request(1, 0xB3, size_of::<Stack>());
 /// A commit failed: a [`Failed`].
 pub(crate) const FAILED: libc::Ioctl = request(1, 0xB4, size_of::<Failed>());
-/// A frozen layer is in the log: a [`Logged`].
-pub(crate) const LOGGED: libc::Ioctl = request(3, 0xB5, size_of::<Logged>());
+/// Write what is frozen for a flush to the log: a [`Log`].
+pub(crate) const LOG: libc::Ioctl = request(3, 0xB5, size_of::<Log>());
 /// What was logged is to become a layer: a [`Seal`].
 pub(crate) const SEAL: libc::Ioctl = request(3, 0xB6, size_of::<Seal>());
 
@@ -97,11 +97,29 @@ pub(crate) struct Failed {
 
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
-pub(crate) struct Logged {
-    pub(crate) id: u64,
-    /// Why a layer should be made, as in [`Next`]; 0: there is time.
-    pub(crate) wanted: u32,
-    pub(crate) reserved: u32,
+pub(crate) struct Log {
+    /// The file, open for writing.
+    pub(crate) fd: u32,
+    pub(crate) timeout_ms: u32,
+    /// Which log it is.
+    pub(crate) log: u64,
+    /// Number of the last record; comes back as that of the last one that is there.
+    pub(crate) seq: u64,
+    /// Number of the last record that what was sealed last has.
+    pub(crate) sealed: u64,
+    /// Where records may go, which comes back as well.
+    pub(crate) at: u64,
+    pub(crate) end: u64,
+    pub(crate) again: u64,
+    /// Bytes of records that are enough; comes back as how many were written.
+    pub(crate) enough: u64,
+    /// How long records took.
+    pub(crate) ns: u64,
+    /// Why it returned. 0: it is time or enough; 1: something else is frozen; 2: a layer is
+    /// wanted; 3: a record could not be written.
+    pub(crate) stop: u32,
+    /// Why not.
+    pub(crate) errno: i32,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -140,8 +158,18 @@ const _: () = {
     assert!(offset_of!(Stack, path) == 16);
     assert!(size_of::<Failed>() == 16);
     assert!(offset_of!(Failed, errno) == 8);
-    assert!(size_of::<Logged>() == 16);
-    assert!(offset_of!(Logged, wanted) == 8);
+    assert!(size_of::<Log>() == 80);
+    assert!(offset_of!(Log, timeout_ms) == 4);
+    assert!(offset_of!(Log, log) == 8);
+    assert!(offset_of!(Log, seq) == 16);
+    assert!(offset_of!(Log, sealed) == 24);
+    assert!(offset_of!(Log, at) == 32);
+    assert!(offset_of!(Log, end) == 40);
+    assert!(offset_of!(Log, again) == 48);
+    assert!(offset_of!(Log, enough) == 56);
+    assert!(offset_of!(Log, ns) == 64);
+    assert!(offset_of!(Log, stop) == 72);
+    assert!(offset_of!(Log, errno) == 76);
     assert!(size_of::<Seal>() == 32);
     assert!(offset_of!(Seal, id) == 8);
     assert!(offset_of!(Seal, extents) == 16);
@@ -152,6 +180,6 @@ const _: () = {
     assert!(EXTENTS as u32 == 0x4020_4FB2);
     assert!(STACK as u32 == 0x4018_4FB3);
     assert!(FAILED as u32 == 0x4010_4FB4);
-    assert!(LOGGED as u32 == 0xC010_4FB5);
+    assert!(LOG as u32 == 0xC050_4FB5);
     assert!(SEAL as u32 == 0xC020_4FB6);
 };

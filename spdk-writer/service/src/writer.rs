@@ -16,7 +16,8 @@ use crate::kernel::{
     Frozen,
     Kernel,
     Next,
-    Reason, //
+    Reason,
+    Stop, //
 };
 use crate::log::Mark;
 use crate::merge;
@@ -155,6 +156,18 @@ struct Sealed {
     logged: bool,
 }
 
+/// What is to be done.
+enum Task {
+    /// Nothing, so far.
+    Wait,
+    /// A layer of what is logged.
+    Layer,
+    /// Something for what is frozen, which is in no log.
+    Frozen(Frozen),
+    /// Nothing any more: the disk is gone.
+    Gone,
+}
+
 /// What came of asking for what is sealed.
 enum Left {
     /// That is.
@@ -186,6 +199,11 @@ struct Written {
 /// Whether the driver says that the disk is gone.
 fn is_gone(error: &io::Error) -> bool {
     error.raw_os_error() == Some(Errno::SHUTDOWN.raw_os_error())
+}
+
+/// Whether nothing is frozen, but what is logged is old, or large, enough for a layer.
+fn is_old(frozen: &Frozen) -> bool {
+    frozen.extents == 0 && matches!(frozen.reason, Reason::Size | Reason::Age)
 }
 
 /// Writes layer `number` of a disk of `size` bytes, under its name.
@@ -220,7 +238,7 @@ struct Merging<'s> {
     thread: ScopedJoinHandle<'s, Result<u64, Error>>,
 }
 
-impl<'a, F: Folder, K: Kernel> Writer<'a, F, K> {
+impl<'a, F: Folder, K: Kernel<Log = F::Log>> Writer<'a, F, K> {
     /// The writer of a disk that was attached with the layers of `device`, maybe
     /// by a writer that died: then what that had durable is made the driver's.
     ///
@@ -474,40 +492,66 @@ impl<'a, F: Folder, K: Kernel> Writer<'a, F, K> {
         Ok(())
     }
 
-    /// Writes what is frozen to the log, which ends the flushes that wait for it; whether
-    /// it did, and whether it is time for a layer.
-    fn log(&mut self, frozen: &Frozen, told: &mut Told<'_>) -> Result<Option<bool>, Error> {
+    /// Asks the driver for something to do, and has it log what is flushed meanwhile if it
+    /// `may_log`.
+    fn task(
+        &mut self,
+        timeout: Duration,
+        may_log: bool,
+        is_idle: bool,
+        told: &mut Told<'_>,
+    ) -> Result<Task, Error> {
         // What is older and in no log has to be durable first.
         let is_first = self.sealed.is_none_or(|sealed| sealed.logged);
-        let fits = self.device.has_log() && self.device.log_has_room(frozen.extents, frozen.bytes);
-        if !is_first || !fits {
-            return Ok(None);
-        }
-        let begin = Instant::now();
-        let (extents, mapping) = self.content(frozen)?;
-        let bytes = mapping.as_ref();
-        let size = self.device.image().obd.size;
-        Content::new(size, &extents, bytes).map_err(Error::Contract)?;
-        match self.device.append(&extents, bytes) {
-            Ok(len) => self.stats.bytes_logged += len,
-            Err(error) => {
-                self.stats.failed_logs += 1;
-                if !self.said_log {
-                    self.said_log = true;
-                    (told.log)(&format!("cannot write to the log: {error}: making layers"));
-                }
-                return Ok(None);
+        if may_log && is_first {
+            match self.log(timeout, is_idle, told)? {
+                Some(Stop::Gone) => return Ok(Task::Gone),
+                Some(Stop::Idle) if !self.device.log_is_half_full() => return Ok(Task::Wait),
+                Some(Stop::Idle | Stop::Wanted) => return Ok(Task::Layer),
+                // It is frozen now.
+                Some(Stop::Frozen | Stop::Failed(_)) | None => {}
             }
         }
-        drop(mapping);
-        let wanted = self
-            .kernel
-            .logged(frozen.id)
-            .map_err(Error::kernel("take what was logged"))?;
-        self.said_log = false;
-        self.stats.logged += 1;
-        self.stats.seconds_logged += begin.elapsed().as_secs_f64();
-        Ok(Some(wanted || self.device.log_is_half_full()))
+        let next = self.kernel.next(timeout);
+        Ok(match next.map_err(Error::kernel("say what is frozen"))? {
+            Next::Frozen(frozen) => Task::Frozen(frozen),
+            Next::Idle => Task::Wait,
+            Next::Gone => Task::Gone,
+        })
+    }
+
+    /// Has the driver write what is flushed to the log, which ends the flushes, until that is
+    /// half full if a layer can be made of it then. Why it did no more; nothing if there is
+    /// no log.
+    fn log(
+        &mut self,
+        timeout: Duration,
+        is_idle: bool,
+        told: &mut Told<'_>,
+    ) -> Result<Option<Stop>, Error> {
+        let Some((log, mut run)) = self.device.log(is_idle) else {
+            return Ok(None);
+        };
+        let before = run.last;
+        let stop = self.kernel.log(log, &mut run, timeout);
+        // What is not known to be there must not be written over.
+        let stop = stop.map_err(Error::kernel("write to the log"))?;
+        self.device.logged(&run, matches!(stop, Stop::Failed(_)));
+        if run.last > before {
+            self.said_log = false;
+            self.stats.logged += run.last - before;
+            self.stats.bytes_logged += run.bytes;
+            self.stats.seconds_logged += run.time.as_secs_f64();
+            self.is_well(told);
+        }
+        if let Stop::Failed(error) = &stop {
+            self.stats.failed_logs += 1;
+            if !self.said_log {
+                self.said_log = true;
+                (told.log)(&format!("cannot write to the log: {error}: making layers"));
+            }
+        }
+        Ok(Some(stop))
     }
 
     /// Begins to make a layer of what is logged; `logged` if nothing is frozen that is not.
@@ -743,6 +787,7 @@ impl<'a, F: Folder, K: Kernel> Writer<'a, F, K> {
             }
             let stopping = is_set(signals.stop);
             let is_waiting = sealing.is_some() || self.retry.is_some();
+            let is_idle = !is_waiting && self.sealed.is_none();
             let timeout = match (stopping, is_waiting) {
                 (true, _) => Duration::ZERO,
                 // It is looked for soon.
@@ -750,24 +795,20 @@ impl<'a, F: Folder, K: Kernel> Writer<'a, F, K> {
                 _ => TICK,
             };
             // What was left by a writer before this one comes first.
-            let frozen = match self.taking {
-                true => None,
-                false => {
-                    let next = self.kernel.next(timeout);
-                    match next.map_err(Error::kernel("say what is frozen"))? {
-                        Next::Frozen(frozen) => Some(frozen),
-                        Next::Idle if stopping => None,
-                        Next::Idle => continue,
-                        Next::Gone => return Ok(End::Gone),
-                    }
-                }
+            let task = match self.taking {
+                true => Task::Wait,
+                false => self.task(timeout, !stopping, is_idle, told)?,
             };
             let damage = self.device.damage().map(str::to_owned);
-            let result = match &frozen {
-                Some(frozen) if !stopping => {
-                    self.serve_frozen(frozen, scope, merging, sealing, signals, told)
+            let result = match &task {
+                Task::Gone => return Ok(End::Gone),
+                _ if self.taking || stopping => self.commit_all(merging, sealing, told),
+                Task::Layer if is_idle => self.make_layer(scope, merging, sealing, signals, told),
+                Task::Frozen(frozen) if is_idle && is_old(frozen) => {
+                    self.make_layer(scope, merging, sealing, signals, told)
                 }
-                _ => self.commit_all(merging, sealing, told),
+                Task::Wait | Task::Layer => continue,
+                Task::Frozen(frozen) => self.serve_frozen(frozen, merging, sealing, told),
             };
             match result {
                 Ok(()) => {
@@ -786,7 +827,10 @@ impl<'a, F: Folder, K: Kernel> Writer<'a, F, K> {
                 }
                 Err(error) => {
                     self.complain(&error, stopping, told);
-                    let frozen = frozen.map(|frozen| frozen.id);
+                    let frozen = match &task {
+                        Task::Frozen(frozen) => Some(frozen.id),
+                        _ => None,
+                    };
                     self.fail(frozen, &error)?;
                     if stopping {
                         return Err(error);
@@ -797,10 +841,25 @@ impl<'a, F: Folder, K: Kernel> Writer<'a, F, K> {
         }
     }
 
-    /// Has what is frozen made durable.
+    /// Makes layers of all, with what is frozen.
     fn serve_frozen<'s>(
         &mut self,
         frozen: &Frozen,
+        merging: &mut Option<Merging<'s>>,
+        sealing: &mut Option<Sealing<'s, 'a, F>>,
+        told: &mut Told<'_>,
+    ) -> Result<(), Error> {
+        self.commit_all(merging, sealing, told)?;
+        if frozen.reason == Reason::Flush {
+            self.open_log(true, told);
+        }
+        Ok(())
+    }
+
+    /// Begins to make a layer of what is logged, while nothing is frozen that is not, and no
+    /// other is made.
+    fn make_layer<'s>(
+        &mut self,
         scope: &'s Scope<'s, '_>,
         merging: &mut Option<Merging<'s>>,
         sealing: &mut Option<Sealing<'s, 'a, F>>,
@@ -810,29 +869,12 @@ impl<'a, F: Folder, K: Kernel> Writer<'a, F, K> {
     where
         'a: 's,
     {
-        let is_asked_for = frozen.reason == Reason::Flush;
-        let logged = match is_asked_for {
-            true => self.log(frozen, told)?,
-            false => None,
-        };
-        // Nobody waits for what is in the log, as all is if nothing is frozen but that.
-        let is_idle = sealing.is_none() && self.sealed.is_none() && self.retry.is_none();
-        let is_old = frozen.extents == 0 && matches!(frozen.reason, Reason::Size | Reason::Age);
-        if is_idle && logged.unwrap_or(is_old) {
-            match self.begin_sealing(true, scope, merging, told) {
-                Ok(begun) => *sealing = begun,
-                Err(error) if self.sealed.is_some() => self.sealed(Err(error), signals, told)?,
-                // It is frozen as before, if that was not logged.
-                Err(error) => return Err(error),
-            }
-            return Ok(());
-        }
-        if logged.is_some() {
-            return Ok(());
-        }
-        self.commit_all(merging, sealing, told)?;
-        if is_asked_for {
-            self.open_log(true, told);
+        // Nobody waits for what is in the log.
+        match self.begin_sealing(true, scope, merging, told) {
+            Ok(begun) => *sealing = begun,
+            Err(error) if self.sealed.is_some() => self.sealed(Err(error), signals, told)?,
+            // It is in the log, or frozen, as before.
+            Err(error) => return Err(error),
         }
         Ok(())
     }

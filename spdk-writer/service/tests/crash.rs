@@ -180,6 +180,7 @@ fn every_step(log: u64) {
     );
     assert_eq!(seen.failed, 0);
     assert_eq!(seen.logged > 3, log > 0, "{seen:?}");
+    assert_eq!(seen.logged, whole.lock().logs);
     for fault in [
         Fault::Kill,
         Fault::Power,
@@ -207,14 +208,17 @@ fn every_step(log: u64) {
 fn a_cut_after_a_kill() {
     let mut seen = Seen::default();
     let mut rng = Rng::with_seed(9);
-    for _ in 0..2 * points() {
+    for n in 0..2 * points() {
         let faults = [
             (rng.u64(1..=300), Fault::Kill),
             (rng.u64(1..=30), Fault::Power),
         ];
         let seed = rng.u64(..16);
         let context = Context(format!("seed {seed}, faults {faults:?}"));
-        live(&world(seed, 2 * MIN_SIZE), &faults, &mut seen);
+        let world = world(seed, 2 * MIN_SIZE);
+        // With records since something was sealed in every other one.
+        world.lock().background = n % 2 == 0;
+        live(&world, &faults, &mut seen);
         drop(context);
     }
     assert!(
@@ -227,17 +231,15 @@ fn a_cut_after_a_kill() {
 #[test]
 fn a_log_after_a_merge_that_may_be_named() {
     let faults = [
-        (269, Fault::Error(libc::ENOSPC)),
-        (4, Fault::Error(libc::ENOSPC)),
-        (33, Fault::Kill),
-        (4, Fault::Error(libc::EIO)),
+        (145, Fault::Error(libc::EIO)),
+        (10, Fault::Error(libc::EIO)),
     ];
     for after in 1..=20 {
         let mut faults = faults.to_vec();
         faults.push((after, Fault::Power));
         let context = Context(format!("faults {faults:?}"));
-        let world = world(0, MIN_SIZE);
-        world.lock().rng = Rng::with_seed(1552);
+        let world = world(13, MIN_SIZE);
+        world.lock().rng = Rng::with_seed(4237);
         live(&world, &faults, &mut Seen::default());
         drop(context);
     }
@@ -275,9 +277,12 @@ fn several_faults(points: u64, background: bool) {
         let world = world(seed % 16, [0, MIN_SIZE, 32 * MIN_SIZE][seed as usize % 3]);
         world.lock().rng = Rng::with_seed(seed);
         world.lock().background = background;
+        world.lock().flaky = seed % 4 == 0;
         live(&world, &faults, &mut seen);
         drop(context);
     }
-    assert!(seen.taken_over > 0 && seen.merges > 0, "{seen:?}");
+    // A merge's thread, or a layer's, decides what is at which step.
+    assert!(background || seen.taken_over > 0, "{seen:?}");
+    assert!(seen.merges > 0, "{seen:?}");
     assert!(seen.logged > 0 && seen.failed_logs > 0, "{seen:?}");
 }

@@ -176,6 +176,56 @@ fn flushes_go_on_while_there_is_no_room_for_a_layer() {
 }
 
 #[test]
+fn records_go_round_while_layers_are_made() {
+    let mut wraps = 0;
+    for seed in 0..6 {
+        let world = Shared::new(seed, 250);
+        world.lock().background = true;
+        world.lock().busy = true;
+        let options = Options {
+            log: 8 * MIN_SIZE,
+            ..options(true)
+        };
+        let (end, stats, lines) = write(&world, options, &Signals::default());
+        assert_eq!(end.unwrap(), End::Gone);
+        assert_eq!(lines, [""; 0]);
+        assert_eq!(stats.logged, world.lock().logs);
+        assert!(stats.logged > 50, "{stats:?}");
+        wraps += world.lock().wraps;
+        check(&world);
+    }
+    assert!(wraps > 0);
+}
+
+#[test]
+fn nothing_is_logged_behind_a_record_that_failed() {
+    let mut failed = 0;
+    for seed in 0..16 {
+        let world = Shared::new(seed, 6);
+        world.lock().background = true;
+        let options = Options {
+            log: 64 * MIN_SIZE,
+            ..options(true)
+        };
+        let (end, ..) = write(&world, options.clone(), &Signals::default());
+        assert_eq!(end.unwrap(), End::Gone);
+
+        // No layer is made meanwhile.
+        world.attach();
+        world.set_rounds(40);
+        world.lock().full = true;
+        world.lock().flaky = true;
+        let before = world.lock().logs;
+        let (end, stats, _) = write(&world, options, &Signals::default());
+        assert_eq!(end.unwrap(), End::Gone);
+        assert_eq!(stats.logged, world.lock().logs - before);
+        failed += stats.failed_logs;
+        check(&world);
+    }
+    assert!(failed > 16, "{failed}");
+}
+
+#[test]
 fn flushes_fail_while_there_is_no_room_for_anything() {
     let world = Shared::new(13, 6);
     let options = Options {
@@ -247,11 +297,11 @@ fn a_damaged_log_is_refused_but_for_who_has_all_in_memory() {
     let live = Device::open(&folder).unwrap().live();
     let state = image.obd.log.unwrap();
     // The second one; the first is as it was.
-    let second = world.behind(log::NAME, state.at as usize, BLOCK as usize);
+    let number = state.seq + 2;
+    let second = world.record(state.id, number);
     world.spoil(log::NAME, second, &[0xA5; 64]);
 
     let error = log::content(&folder, &image).unwrap_err().to_string();
-    let number = state.seq + 2;
     let says = format!("log.obd: record {number}, at byte {second}, is damaged: record ");
     assert!(error.starts_with(&says), "{error}");
     // Power fails: what was in the log is not known any more.

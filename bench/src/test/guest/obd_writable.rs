@@ -187,6 +187,20 @@ pub(super) fn flushes(f: &mut Fixture) -> Result<()> {
     )
 }
 
+/// Calls of two threads that both log what is frozen, while one of them makes layers and the
+/// other tries to: each of them is refused or whole, and what was written is read.
+pub(super) fn meddled(f: &mut Fixture) -> Result<()> {
+    script(
+        f,
+        "disk size=$((64 << 20)) memory=$((4 << 20)) commit_ms=300; writer --log 5 --meddle
+         fio --name=v --filename=$dev --rw=randwrite --bsrange=4k-16k --size=2m --offset_increment=8m \
+             --numjobs=4 --fsync=1 --verify=crc32c --randseed=5 --verify_fatal=1 --ioengine=psync \
+             --group_reporting --minimal > /run/fio
+         cat $dir/stats; [ $(stat logged) -gt 100 ]; [ $(stat commits) -gt 5 ]; [ $(stat errors) = 0 ]
+         sum=$(sha256sum < $dev); drop; [ \"$sum\" = \"$(sha256sum < $dev)\" ]; gone",
+    )
+}
+
 /// A writer that is killed leaves what was frozen to the next one, and whoever waits
 /// waits on; without one for too long, writes and flushes fail and reads do not, until
 /// there is one again.

@@ -8,6 +8,12 @@
 
 use fastrand::Rng;
 use obd_core::lsmt::Layer;
+use obd_core::record::{
+    self,
+    Hash,
+    Header,
+    Room, //
+};
 use obd_core::{
     Image as Stack,
     Scratch,
@@ -28,7 +34,9 @@ use obd_service::kernel::{
     Frozen,
     Kernel,
     Next,
-    Reason, //
+    Reason,
+    Run,
+    Stop, //
 };
 use obd_service::{
     BLOCK,
@@ -204,6 +212,43 @@ impl Lent {
         }
         extents
     }
+
+    fn data(&self) -> Vec<u8> {
+        self.blocks.values().flatten().flatten().copied().collect()
+    }
+
+    /// Record `number` of a log.
+    fn record(&self, run: &Run, number: u64) -> Vec<u8> {
+        let hash_of = |blocks: &[[u8; record::BLOCK]]| {
+            let mut hash = Hash::new();
+            blocks.iter().for_each(|block| hash.add(block));
+            hash
+        };
+        let data = self.data();
+        let (data, _) = data.as_chunks();
+        let extents = self.extents();
+        let header = Header {
+            log: run.id,
+            number,
+            sealed: run.sealed,
+            extents: extents.len() as u32,
+            blocks: data.len() as u64,
+            hash: hash_of(data).end(),
+        };
+        let mut left = extents.iter().map(|extent| record::Extent {
+            block: extent.block,
+            blocks: extent.blocks,
+            zero: extent.zero == 1,
+        });
+        let mut blocks = vec![[0; record::BLOCK]; (header.header_len() / BLOCK) as usize];
+        for (n, block) in blocks.iter_mut().enumerate() {
+            header.write(n == 0, &mut left, block);
+        }
+        let hash = hash_of(&blocks);
+        record::finish(&mut blocks[0], &hash);
+        blocks.extend(data);
+        blocks.into_flattened()
+    }
 }
 
 /// What the driver knows.
@@ -264,8 +309,17 @@ pub(crate) struct World {
     pub(crate) background: bool,
     /// How large a log may be; 0: there is none.
     pub(crate) log: u64,
+    /// Some records cannot be written.
+    pub(crate) flaky: bool,
+    /// Somebody flushes all the time: nothing gets old.
+    pub(crate) busy: bool,
     /// How often something was logged.
     pub(crate) logs: u64,
+    /// How often a record was put at the beginning of the log, before others that were live.
+    pub(crate) wraps: u64,
+    /// Which log was written to last, and the highest number that a record of it got, or was
+    /// to get, by the writer that there is.
+    used: (u64, u64),
     /// Content of every layer that was stacked, by name.
     pub(crate) stacked: Vec<(String, Vec<u8>)>,
 }
@@ -350,7 +404,11 @@ impl Shared {
             asked: 0,
             background: false,
             log: 0,
+            flaky: false,
+            busy: false,
             logs: 0,
+            wraps: 0,
+            used: (0, 0),
             stacked: Vec::new(),
         };
         let shared = Self(Arc::new(Mutex::new(world)));
@@ -452,15 +510,14 @@ impl Shared {
         self.lock().disk.shown.clone()
     }
 
-    /// The next block of a file that begins like the one at `at`.
-    pub(crate) fn behind(&self, name: &str, at: usize, block: usize) -> usize {
+    /// Where record `number` of the log `id` is.
+    pub(crate) fn record(&self, id: u64, number: u64) -> usize {
         let world = self.lock();
-        let content = &world.files.inodes[world.files.names[name]].content;
-        let begin = &content[at..at + 8];
-        let mut places = (at + block..content.len()).step_by(block);
-        places
-            .find(|at| content[*at..].starts_with(begin))
-            .expect("there is another")
+        let content = &world.files.inodes[world.files.names[log::NAME]].content;
+        let is_there =
+            |block: &[u8]| Header::read(block, id).is_some_and(|header| header.number == number);
+        let at = content.chunks(record::BLOCK).position(is_there);
+        at.expect("there is one") * record::BLOCK
     }
 
     /// What is in a file is something else from now on.
@@ -494,7 +551,9 @@ impl Shared {
             if !world.background {
                 return;
             }
-            world.asked + world.rng.u64(..3)
+            // Not for long where there is always more to log: layers would be late.
+            let most = if world.busy { 2 } else { 3 };
+            world.asked + world.rng.u64(..most)
         };
         // The writer may wait for this thread.
         for _ in 0..LINGER {
@@ -654,14 +713,9 @@ impl World {
         }
     }
 
-    /// What the log must have from here on.
-    fn logged(&mut self, id: u64) -> io::Result<bool> {
-        if self.disk.frozen.as_ref().is_none_or(|it| it.id != id) {
-            return Err(io::Error::from_raw_os_error(libc::ESTALE));
-        }
-        if self.disk.unlogged {
-            return Err(io::Error::from_raw_os_error(libc::EBUSY));
-        }
+    /// What the log must have from here on: that a record has what is frozen. Whether it is
+    /// time for a layer.
+    fn logged(&mut self) -> bool {
         self.absorb();
         let then = self.disk.logged_then.clone();
         self.logs += 1;
@@ -678,7 +732,7 @@ impl World {
         apply(&mut says, &content);
         assert!(says == then, "layers and log say something else");
         self.acknowledge(&then);
-        Ok(self.rng.u8(..3) == 0)
+        self.rng.u8(..3) == 0
     }
 
     fn seal(&mut self, make: bool) -> Option<Frozen> {
@@ -718,12 +772,13 @@ impl World {
         }
         self.disk.rounds -= 1;
         let is_logged = !self.disk.logged.is_empty() && self.disk.active.is_empty();
-        if is_logged && !is_sealed && self.rng.bool() {
+        if is_logged && !is_sealed && !self.busy && self.rng.bool() {
             // Nothing but that is old.
             return Next::Frozen(self.freeze(Reason::Age));
         }
         self.write();
-        match self.rng.u8(..4) {
+        let what = if self.busy { 3 } else { self.rng.u8(..4) };
+        match what {
             0 => Next::Idle,
             1 if is_sealed => Next::Idle,
             1 => Next::Frozen(self.freeze(Reason::Age)),
@@ -997,14 +1052,58 @@ impl Folder for Model {
     fn open_log(&self, name: &str) -> io::Result<usize> {
         self.0.step(|world| world.files.inode(name))
     }
+}
 
-    fn write_log(&self, log: &mut usize, at: u64, header: &[u8], data: &[u8]) -> io::Result<()> {
-        let record = [header, data].concat();
-        let (log, at) = (*log, at as usize);
+impl Model {
+    /// Waits for a frozen layer.
+    fn wait(&self, timeout: Duration) -> io::Result<Next> {
+        // Somebody writes whether the writer lives or not, but the steps that can
+        // fail are the writer's.
+        let mut world = self.0.lock();
+        if world.dead {
+            return Err(dead());
+        }
+        if world.gone {
+            return Ok(Next::Gone);
+        }
+        let next = world.next();
+        world.asked += 1;
+        world.waited += match next {
+            Next::Frozen(_) => WRITE_TIME,
+            _ => timeout,
+        };
+        world.make_room();
+        drop(world);
+        thread::yield_now();
+        Ok(next)
+    }
+
+    /// The next record of what is frozen, and where it goes, if it can be logged.
+    fn record(&self, run: &Run) -> Option<(Vec<u8>, u64, Room)> {
+        let mut world = self.0.lock();
+        let frozen = world.disk.frozen.as_ref();
+        let frozen = frozen.filter(|frozen| frozen.reason == Reason::Flush)?;
+        if world.disk.unlogged {
+            return None;
+        }
+        let record = frozen.record(run, run.last + 1);
+        let mut room = run.room;
+        let at = room.take(record.len() as u64)?;
+        world.used = (run.id, run.last + 1);
+        world.wraps += u64::from(room.again < run.room.again);
+        Some((record, at, room))
+    }
+
+    /// Writes a record, durably.
+    fn write(&self, log: usize, at: u64, record: &[u8]) -> io::Result<()> {
+        let at = at as usize;
         let written = self.0.step(|world| {
             world.changes += 1;
+            if world.flaky && world.rng.u8(..6) == 0 {
+                return Err(io::Error::from_raw_os_error(libc::EIO));
+            }
             let inode = &mut world.files.inodes[log];
-            inode.content[at..at + record.len()].copy_from_slice(&record);
+            inode.content[at..at + record.len()].copy_from_slice(record);
             inode.durable = inode.content.clone();
             Ok(())
         });
@@ -1026,38 +1125,25 @@ impl Folder for Model {
 }
 
 impl Kernel for Model {
+    type Log = usize;
     type Mapping = Vec<u8>;
 
     fn bound(&self) -> Bound {
+        let mut world = self.0.lock();
+        // A new writer knows of records that are whole, and of no others.
+        world.used = (0, 0);
         Bound {
             size: BLOCKS * BLOCK,
             memory: 1 << 20,
-            layers: self.0.lock().disk.layers.len(),
+            layers: world.disk.layers.len(),
         }
     }
 
     fn next(&mut self, timeout: Duration) -> io::Result<Next> {
-        // Somebody writes whether the writer lives or not, but the steps that can
-        // fail are the writer's.
-        let mut world = self.0.lock();
-        if world.dead {
-            return Err(dead());
+        let next = self.wait(timeout)?;
+        if let Next::Frozen(frozen) = next {
+            self.0.lock().disk.lent = frozen.id;
         }
-        if world.gone {
-            return Ok(Next::Gone);
-        }
-        let next = world.next();
-        world.asked += 1;
-        match next {
-            Next::Frozen(frozen) => {
-                world.disk.lent = frozen.id;
-                world.waited += WRITE_TIME;
-            }
-            _ => world.waited += timeout,
-        }
-        world.make_room();
-        drop(world);
-        thread::yield_now();
         Ok(next)
     }
 
@@ -1066,8 +1152,52 @@ impl Kernel for Model {
         world.begin + world.waited + world.paused
     }
 
-    fn logged(&mut self, id: u64) -> io::Result<bool> {
-        self.0.ask(|world| world.logged(id))
+    fn log(&mut self, log: &mut usize, run: &mut Run, timeout: Duration) -> io::Result<Stop> {
+        let before = run.last;
+        {
+            let world = self.0.lock();
+            assert_eq!(world.files.inode(log::NAME)?, *log);
+            let size = world.files.inodes[*log].content.len() as u64;
+            let Room { at, end, again } = run.room;
+            assert!(at <= end && end <= size && again <= at, "{run:?}");
+            assert!(run.enough > 0 && run.bytes == 0 && run.time.is_zero());
+            let (id, used) = world.used;
+            assert!(id != run.id || run.last >= used, "a number is used twice");
+        }
+        loop {
+            match self.wait(timeout)? {
+                Next::Frozen(_) => {}
+                // What was written is said first.
+                Next::Gone if run.last == before => return Ok(Stop::Gone),
+                Next::Gone | Next::Idle => return Ok(Stop::Idle),
+            }
+            let Some((record, at, room)) = self.record(run) else {
+                return Ok(Stop::Frozen);
+            };
+            let failed = |error: io::Error| match error.raw_os_error() {
+                Some(libc::EOWNERDEAD) => Err(error),
+                _ => Ok(Stop::Failed(error)),
+            };
+            if let Err(error) = self.write(*log, at, &record) {
+                return failed(error);
+            }
+            // Whether the flushes end or not, it is there.
+            let wanted = match self.0.ask(|world| Ok(world.logged())) {
+                Ok(wanted) => wanted,
+                Err(error) if error.raw_os_error() == Some(libc::ESHUTDOWN) => continue,
+                Err(error) => return failed(error),
+            };
+            run.last += 1;
+            run.room = room;
+            run.bytes += record.len() as u64;
+            run.time += WRITE_TIME;
+            if wanted {
+                return Ok(Stop::Wanted);
+            }
+            if run.bytes >= run.enough || self.0.lock().rng.u8(..4) == 0 {
+                return Ok(Stop::Idle);
+            }
+        }
     }
 
     fn seal(&mut self, make: bool) -> io::Result<Option<Frozen>> {
@@ -1092,7 +1222,7 @@ impl Kernel for Model {
         self.0.ask(|world| {
             assert_eq!(world.disk.lent, frozen.id);
             let lent = world.lent(frozen.id)?;
-            Ok(lent.blocks.values().flatten().flatten().copied().collect())
+            Ok(lent.data())
         })
     }
 
