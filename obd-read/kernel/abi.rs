@@ -36,8 +36,9 @@ const TYPE: u32 = 0x4f;
 /// Becomes the writer of `/dev/obdN`, where N is `number`. `EBUSY` if it has one or this file is
 /// one's already, `ENODEV` if there is no such disk, `EOPNOTSUPP` if it is read-only.
 pub(super) const BIND: u32 = _IOWR::<Bind>(TYPE, 0xb0);
-/// Waits `timeout_ms` at most for something to be frozen. `ETIMEDOUT`, `EINTR`; `ESHUTDOWN` once
-/// the disk is gone. This and all below: `ENOTCONN` unless this file is a writer's.
+/// Waits `timeout_ms` at most for something to be frozen. `ETIMEDOUT`, `EINTR`; `ESTALE` if another
+/// thread has it logged or sealed meanwhile; `ESHUTDOWN` once the disk is gone. This and all below:
+/// `ENOTCONN` unless this file is a writer's.
 pub(super) const NEXT: u32 = _IOWR::<Next>(TYPE, 0xb1);
 /// Writes `nr` extents from the one with the index `first` on to `to`. `ESTALE` if `id` is neither
 /// frozen nor sealed, `EINVAL` if there are fewer.

@@ -340,7 +340,8 @@ impl ObdWriter {
                 Ok(()) => {}
                 Err(error) => match error.raw_os_error() {
                     Some(libc::ESHUTDOWN) => break,
-                    Some(libc::ETIMEDOUT | libc::EINTR) => continue,
+                    // The other thread may have logged it in between.
+                    Some(libc::ETIMEDOUT | libc::EINTR | libc::ESTALE) => continue,
                     _ => return Err(error).doing("wait for a layer"),
                 },
             }

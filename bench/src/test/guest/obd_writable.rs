@@ -195,8 +195,8 @@ pub(super) fn meddled(f: &mut Fixture) -> Result<()> {
         "disk size=$((64 << 20)) memory=$((4 << 20)) commit_ms=300; writer --log 5 --meddle
          fio --name=v --filename=$dev --rw=randwrite --bsrange=4k-16k --size=2m --offset_increment=8m \
              --numjobs=4 --fsync=1 --verify=crc32c --randseed=5 --verify_fatal=1 --ioengine=psync \
-             --group_reporting --minimal > /run/fio
-         cat $dir/stats; [ $(stat logged) -gt 100 ]; [ $(stat commits) -gt 5 ]; [ $(stat errors) = 0 ]
+             --group_reporting --minimal > /run/fio || { cat /run/writer.err >&2; false; }
+         [ $(stat logged) -gt 100 ]; [ $(stat commits) -gt 5 ]; [ $(stat errors) = 0 ]
          sum=$(sha256sum < $dev); drop; [ \"$sum\" = \"$(sha256sum < $dev)\" ]; gone",
     )
 }
