@@ -115,11 +115,6 @@ impl Blocks {
         }
     }
 
-    /// Blocks of the disk.
-    pub(crate) fn len(&self) -> usize {
-        self.blocks
-    }
-
     pub(crate) fn is_empty(&self) -> bool {
         !self.any
     }
@@ -251,71 +246,52 @@ impl Blocks {
         Some(leaf)
     }
 
+    /// What is known, in order: the first block, how many, and the page of the only one unless they
+    /// are zeros.
+    fn runs(&self) -> impl Iterator<Item = (usize, usize, Option<&Page>)> {
+        let known = core::iter::successors(self.known_from(0), |at| self.known_from(at + 1));
+        known.flat_map(|at| {
+            let first = at * CHUNK;
+            // Zeros that became a leaf have some behind the end of the disk, too.
+            let len = self.chunk_at(first);
+            let (leaf, zeros) = match self.chunks.get(at) {
+                Some(Chunk::Leaf(leaf)) => (&leaf[..], None),
+                Some(Chunk::Zeros) => (&[][..], Some((first, len, None))),
+                Some(Chunk::Below) | None => (&[][..], None),
+            };
+            let entries = leaf.iter().take(len).enumerate();
+            let entries = entries.filter_map(move |(n, entry)| match entry {
+                Entry::Below => None,
+                Entry::Zeros => Some((first + n, 1, None)),
+                Entry::Data(page) => Some((first + n, 1, Some(page))),
+            });
+            // By its name, as `pin_init::Init` has a `chain`, too.
+            Iterator::chain(entries, zeros)
+        })
+    }
+
     /// What is known, in order, as far as something is.
-    pub(crate) fn extents(&self) -> Extents<'_> {
-        Extents {
-            blocks: self,
-            next: 0,
-        }
+    pub(crate) fn extents(&self) -> impl Iterator<Item = Extent> + '_ {
+        let mut runs = self.runs().peekable();
+        core::iter::from_fn(move || {
+            let (block, mut blocks, page) = runs.next()?;
+            let zero = page.is_none();
+            while let Some((_, more, _)) =
+                runs.next_if(|(next, _, page)| *next == block + blocks && page.is_none() == zero)
+            {
+                blocks += more;
+            }
+            Some(Extent {
+                block,
+                blocks,
+                zero,
+            })
+        })
     }
 
     /// The pages, in order of blocks.
     pub(crate) fn pages(&self) -> impl Iterator<Item = &Page> {
-        let known = core::iter::successors(self.known_from(0), |at| self.known_from(at + 1));
-        let leaves = known.filter_map(|at| match self.chunks.get(at) {
-            Some(Chunk::Leaf(leaf)) => Some(leaf),
-            Some(Chunk::Below | Chunk::Zeros) | None => None,
-        });
-        let entries = leaves.flat_map(|leaf| leaf.iter());
-        entries.filter_map(|entry| match entry {
-            Entry::Data(page) => Some(page),
-            Entry::Below | Entry::Zeros => None,
-        })
-    }
-
-    /// Shows what is known to `look`, in order: the first block, how many, and the page of the
-    /// only one unless they are zeros.
-    pub(crate) fn try_for_each<'a>(
-        &'a self,
-        mut look: impl FnMut(usize, usize, Option<&'a Page>) -> Result,
-    ) -> Result {
-        let known = core::iter::successors(self.known_from(0), |at| self.known_from(at + 1));
-        for at in known {
-            let first = at * CHUNK;
-            match self.chunks.get(at) {
-                Some(Chunk::Leaf(leaf)) => {
-                    for (n, entry) in leaf.iter().enumerate() {
-                        match entry {
-                            Entry::Below => {}
-                            Entry::Zeros => look(first + n, 1, None)?,
-                            Entry::Data(page) => look(first + n, 1, Some(page))?,
-                        }
-                    }
-                }
-                Some(Chunk::Zeros) => look(first, self.chunk_at(first), None)?,
-                Some(Chunk::Below) | None => {}
-            }
-        }
-        Ok(())
-    }
-
-    /// Whether `block` is known, and zeros; how many from there on are known to be alike without a
-    /// further look.
-    fn kind(&self, block: usize) -> (Option<bool>, usize) {
-        let rest = (CHUNK - block % CHUNK).min(self.blocks - block);
-        match self.chunks.get(block / CHUNK) {
-            Some(Chunk::Leaf(_)) => match self.get(block) {
-                Entry::Below => (None, 1),
-                Entry::Zeros => (Some(true), 1),
-                Entry::Data(_) => (Some(false), 1),
-            },
-            Some(Chunk::Zeros) => (Some(true), rest),
-            Some(Chunk::Below) | None => {
-                let next = self.known_from(block / CHUNK);
-                let next = next.map_or(self.blocks, |chunk| chunk * CHUNK);
-                (None, next.saturating_sub(block).max(rest))
-            }
-        }
+        self.runs().filter_map(|(_, _, page)| page)
     }
 }
 
@@ -364,36 +340,4 @@ pub(crate) struct Extent {
     pub(crate) block: usize,
     pub(crate) blocks: usize,
     pub(crate) zero: bool,
-}
-
-/// An iterator over extents, see [`Blocks::extents`].
-pub(crate) struct Extents<'a> {
-    blocks: &'a Blocks,
-    next: usize,
-}
-
-impl Iterator for Extents<'_> {
-    type Item = Extent;
-
-    fn next(&mut self) -> Option<Extent> {
-        let all = self.blocks.len();
-        let mut found: Option<Extent> = None;
-        while self.next < all {
-            let (kind, len) = self.blocks.kind(self.next);
-            match (&mut found, kind) {
-                (Some(extent), Some(zero)) if zero == extent.zero => extent.blocks += len,
-                (Some(_), _) => break,
-                (None, None) => {}
-                (None, Some(zero)) => {
-                    found = Some(Extent {
-                        block: self.next,
-                        blocks: len,
-                        zero,
-                    });
-                }
-            }
-            self.next += len;
-        }
-        found
-    }
 }

@@ -6,6 +6,7 @@
 //! write the same, but for each one it would have to be woken, to ask for the extents, to map the
 //! pages, to look at each and to unmap them: most of what a flush takes.
 
+use crate::abi;
 use crate::layer0::{
     Blocks,
     BLOCK, //
@@ -28,37 +29,74 @@ use obd_core::record::{
 
 /// A log that is written to.
 pub(crate) struct Log {
-    pub(crate) file: ARef<LocalFile>,
+    file: ARef<LocalFile>,
     /// Which one, as records say.
-    pub(crate) id: u64,
+    id: u64,
     /// Number of the last record.
-    pub(crate) seq: u64,
+    seq: u64,
     /// Number of the last record that is in what was sealed last.
-    pub(crate) sealed: u64,
-    pub(crate) room: Room,
+    sealed: u64,
+    room: Room,
     /// Extents of the record that is written.
-    pub(crate) extents: KVVec<Extent>,
+    extents: KVVec<Extent>,
     /// Memory for its header.
-    pub(crate) header: KVVec<Page>,
+    header: KVVec<Page>,
 }
 
 impl Log {
+    /// The one that is `asked` for.
+    pub(crate) fn new(asked: &abi::Log) -> Result<Self> {
+        let abi::Log {
+            log,
+            seq,
+            sealed,
+            at,
+            end,
+            again,
+            ..
+        } = *asked;
+        let is_place = |at: u64| at % BLOCK as u64 == 0 && i64::try_from(at).is_ok();
+        let are_places = [at, end, again].into_iter().all(is_place);
+        if !are_places || seq > u64::MAX / 2 || sealed > seq {
+            return Err(EINVAL);
+        }
+        Ok(Self {
+            file: LocalFile::fget(asked.fd)?,
+            id: log,
+            seq,
+            sealed,
+            room: Room { at, end, again },
+            extents: KVVec::new(),
+            header: KVVec::new(),
+        })
+    }
+
+    /// Says how far it came.
+    pub(crate) fn say(&self, to: &mut abi::Log) {
+        let Room { at, end, again } = self.room;
+        (to.seq, to.at, to.end, to.again) = (self.seq, at, end, again);
+    }
+
     /// Writes a record of `blocks`, which nobody changes meanwhile. Returns how many bytes it has,
     /// which are durable; nothing if there is no room.
     pub(crate) fn append(&mut self, blocks: &Blocks) -> Result<Option<u64>> {
-        let most = blocks.memory() / BLOCK;
-        let mut data = KVVec::with_capacity(most, GFP_KERNEL)?;
+        let mut data = KVVec::with_capacity(blocks.memory() / BLOCK, GFP_KERNEL)?;
         let mut hash = Hash::new();
+        for page in blocks.pages() {
+            // SAFETY: Nobody writes to pages of what is frozen, all of each of which was written
+            // to when it was put there.
+            unsafe { page.with_bytes(|bytes| hash.add(bytes)) };
+            data.push(page, GFP_KERNEL)?;
+        }
         self.extents.clear();
-        blocks.try_for_each(|block, count, page| {
-            if let Some(page) = page {
-                // SAFETY: Nobody writes to pages of what is frozen, all of each of which was
-                // written to when it was put there.
-                unsafe { page.with_bytes(|bytes| hash.add(bytes)) };
-                data.push(page, GFP_KERNEL)?;
-            }
-            Self::extend(&mut self.extents, block, count, page.is_none())
-        })?;
+        for extent in blocks.extents() {
+            let extent = Extent {
+                block: extent.block as u64,
+                blocks: u32::try_from(extent.blocks)?,
+                zero: extent.zero,
+            };
+            self.extents.push(extent, GFP_KERNEL)?;
+        }
         let header = Header {
             log: self.id,
             number: self.seq + 1,
@@ -88,15 +126,12 @@ impl Log {
             // SAFETY: It came as zeros, and nobody else has it.
             unsafe { page.with_bytes_mut(fill) };
         }
-        let mut pages = Pages::with_capacity(count + data.len(), GFP_KERNEL)?;
-        for (n, page) in self.header.iter().take(count).enumerate() {
-            if n == 0 {
-                // SAFETY: As above.
-                unsafe { page.with_bytes_mut(|bytes| record::finish(bytes, &hash)) };
-            }
-            pages.push(page, GFP_KERNEL)?;
+        if let Some(first) = self.header.first() {
+            // SAFETY: As above.
+            unsafe { first.with_bytes_mut(|bytes| record::finish(bytes, &hash)) };
         }
-        for page in &data {
+        let mut pages = Pages::with_capacity(count + data.len(), GFP_KERNEL)?;
+        for page in Iterator::chain(self.header.iter().take(count), data) {
             pages.push(page, GFP_KERNEL)?;
         }
         if self.file.write_direct(&pages, at)? != pages.len() {
@@ -105,25 +140,5 @@ impl Log {
         self.room = room;
         self.seq += 1;
         Ok(Some(len))
-    }
-
-    /// Puts blocks behind the others, as part of the last extent if they are.
-    fn extend(extents: &mut KVVec<Extent>, block: usize, count: usize, zero: bool) -> Result {
-        let (block, blocks) = (block as u64, u32::try_from(count)?);
-        if let Some(last) = extents.last_mut() {
-            let sum = last.blocks.checked_add(blocks);
-            let is_next = last.zero == zero && last.block + u64::from(last.blocks) == block;
-            if let (true, Some(sum)) = (is_next, sum) {
-                last.blocks = sum;
-                return Ok(());
-            }
-        }
-        let extent = Extent {
-            block,
-            blocks,
-            zero,
-        };
-        extents.push(extent, GFP_KERNEL)?;
-        Ok(())
     }
 }

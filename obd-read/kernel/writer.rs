@@ -29,10 +29,7 @@ use crate::layer0::BLOCK;
 use crate::log::Log;
 use kernel::{
     alloc::scope::without_io,
-    fs::{
-        File,
-        LocalFile, //
-    },
+    fs::File,
     ioctl::_IOC_SIZE,
     miscdevice::{
         MiscDevice,
@@ -69,7 +66,6 @@ use kernel::{
         WorkItem, //
     }, //
 };
-use obd_core::record::Room;
 
 /// Most extents that are copied at a time.
 const SOME_EXTENTS: usize = 4096;
@@ -409,30 +405,11 @@ impl Device {
     fn log(&self, user: UserSlice) -> Result<isize> {
         let (mut reader, mut writer) = user.reader_writer();
         let mut asked = reader.read::<abi::Log>()?;
-        let mut log = Log {
-            file: LocalFile::fget(asked.fd)?,
-            id: asked.log,
-            seq: asked.seq,
-            sealed: asked.sealed,
-            room: Room {
-                at: asked.at,
-                end: asked.end,
-                again: asked.again,
-            },
-            extents: KVVec::new(),
-            header: KVVec::new(),
-        };
-        let is_place = |at: u64| at % BLOCK as u64 == 0 && i64::try_from(at).is_ok();
-        let Room { at, end, again } = log.room;
-        let are_places = [at, end, again].into_iter().all(is_place);
-        if !are_places || asked.seq > u64::MAX / 2 || asked.sealed > asked.seq {
-            return Err(EINVAL);
-        }
+        let mut log = Log::new(&asked)?;
         let (enough, timeout_ms) = (asked.enough, asked.timeout_ms);
         (asked.enough, asked.ns, asked.errno) = (0, 0, 0);
         let stop = self.log_frozen(&mut log, &mut asked, enough, timeout_ms)?;
-        asked.seq = log.seq;
-        (asked.at, asked.end, asked.again) = (log.room.at, log.room.end, log.room.again);
+        log.say(&mut asked);
         asked.stop = stop as u32;
         // If this fails, the writer does not know what it has.
         writer.write(&asked)?;

@@ -113,7 +113,7 @@ pub(super) fn killed_writer(f: &mut Fixture) -> Result<()> {
 /// before the damage if that is asked for.
 pub(super) fn log(f: &mut Fixture) -> Result<()> {
     let script = place(f)?
-        + r#"$obd create --rw --size 32M disk > /dev/null; head -c 2000000 /dev/urandom > /run/data
+        + r#"$obd create --rw --size 32808K disk > /dev/null; head -c 2000000 /dev/urandom > /run/data
            begin() { dev=$($obd attach --writable --name w --commit-age 0 $1 disk 2>/run/said); }
            synced() {
                for i in $(seq $1 $2); do
@@ -136,6 +136,12 @@ pub(super) fn log(f: &mut Fixture) -> Result<()> {
            refused disk/image.json 'records of the log are in no layer'
            begin; grep -q 'records of the log became a layer' /run/said
            sum $dev | cmp - /run/whole; [ $(stat commits) = 0 ]
+
+           # A block among zeros at the end, where there is no room for as many as anywhere else.
+           blkdiscard -f -z -o $((32 << 20)) $dev 2>/dev/null
+           dd if=/run/data of=$dev bs=4096 count=1 seek=$(((8 << 10) + 3)) conv=fsync,notrunc 2>/dev/null
+           [ $(stat logged) = 1 ]; sum $dev > /run/whole; lose
+           begin; grep -q 'records of the log became a layer' /run/said; sum $dev | cmp - /run/whole
 
            sum $dev > /run/before; synced 15 18; lose
            # Nothing was live before, so the first of them is where the log begins.
