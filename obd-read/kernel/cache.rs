@@ -328,7 +328,7 @@ impl Origin {
         let Some(block) = found else {
             return false;
         };
-        let Some(from) = block.get(skip..skip.saturating_add(to.len())) else {
+        let Some(from) = block.get(skip..).and_then(|rest| rest.get(..to.len())) else {
             return false;
         };
         to.copy_from_slice(from);

@@ -277,15 +277,15 @@ impl ObdWriter {
             ..Bind::default()
         };
         ioctl(&file, BIND, &mut bind).doing("become the writer")?;
-        if !self.meddle {
-            return self.serve(&file, &bind, &AtomicU64::default());
-        }
         let frozen = AtomicU64::default();
         thread::scope(|scope| {
-            let meddler = scope.spawn(|| self.meddle(&file, &frozen));
+            let meddler = || self.meddle(&file, &frozen);
+            let meddler = self.meddle.then(|| scope.spawn(meddler));
             let result = self.serve(&file, &bind, &frozen);
             frozen.store(u64::MAX, Ordering::Relaxed);
-            meddler.join().expect("the other thread panicked")?;
+            if let Some(meddler) = meddler {
+                meddler.join().expect("the other thread panicked")?;
+            }
             result
         })
     }
@@ -828,13 +828,11 @@ fn is_record(log: &File, len: u64, lent: &Mapping, size: u64) -> Result<()> {
     let (own, data) = blocks.split_at(1);
     let header = Header::read(&own[0], 7).expect("a record");
     assert!(header.is_whole(own, size) && header.number == 1 && header.sealed == 0);
-    let mut hash = Hash::new();
     for (at, block) in data.iter().enumerate() {
-        hash.add(block);
         assert!(lent.page(at).is_some_and(|page| page == *block));
     }
     assert_eq!(
-        (hash.end(), data.len() as u64),
+        (Hash::of(data).end(), data.len() as u64),
         (header.hash, header.blocks)
     );
     assert_eq!(

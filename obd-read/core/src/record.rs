@@ -67,16 +67,11 @@ pub struct Header {
     pub hash: u64,
 }
 
-/// Bytes of a header with so many extents: whole blocks.
-pub fn header_len(extents: u32) -> u64 {
-    let bytes = FIXED as u64 + u64::from(extents) * EXTENT as u64;
-    bytes.next_multiple_of(BLOCK as u64)
-}
-
 impl Header {
-    /// Bytes of the header with its extents.
+    /// Bytes of the header with its extents: whole blocks.
     pub fn header_len(&self) -> u64 {
-        header_len(self.extents)
+        let bytes = FIXED as u64 + u64::from(self.extents) * EXTENT as u64;
+        bytes.next_multiple_of(BLOCK as u64)
     }
 
     /// Bytes of the data behind that; nothing if there cannot be so many.
@@ -144,11 +139,7 @@ impl Header {
         let said = u64_at(first, OWN);
         let mut first = *first;
         set(&mut first, OWN, 0);
-        let mut hash = Hash::new();
-        hash.add(&first);
-        for block in rest {
-            hash.add(block);
-        }
+        let hash = Hash::of(core::iter::once(&first).chain(rest));
         if hash.end() != said
             || blocks.len() as u64 * BLOCK as u64 != self.header_len()
             || self.sealed >= self.number
@@ -265,6 +256,15 @@ impl Hash {
         }
     }
 
+    /// Of `blocks`.
+    pub fn of<'a>(blocks: impl IntoIterator<Item = &'a [u8; BLOCK]>) -> Self {
+        let mut hash = Self::new();
+        for block in blocks {
+            hash.add(block);
+        }
+        hash
+    }
+
     /// Takes the next block in.
     pub fn add(&mut self, block: &[u8; BLOCK]) {
         let (stripes, _) = block.as_chunks::<32>();
@@ -319,18 +319,13 @@ mod tests {
 
     /// Record 9 of log 7.
     fn record(extents: &[Extent], sealed: u64, data: &[[u8; BLOCK]]) -> Vec<[u8; BLOCK]> {
-        let hash_of = |blocks: &[[u8; BLOCK]]| {
-            let mut hash = Hash::new();
-            blocks.iter().for_each(|block| hash.add(block));
-            hash
-        };
         let header = Header {
             log: 7,
             number: 9,
             sealed,
             extents: extents.len() as u32,
             blocks: data.len() as u64,
-            hash: hash_of(data).end(),
+            hash: Hash::of(data).end(),
         };
         let mut blocks = vec![[0xEE; BLOCK]; header.header_len() as usize / BLOCK];
         let mut left = extents.iter().copied();
@@ -338,7 +333,7 @@ mod tests {
             header.write(n == 0, &mut left, block);
         }
         assert!(left.next().is_none());
-        let hash = hash_of(&blocks);
+        let hash = Hash::of(&blocks);
         finish(&mut blocks[0], &hash);
         blocks.extend(data);
         blocks
@@ -348,19 +343,13 @@ mod tests {
         let header = Header::read(&blocks[0], log)?;
         let len = usize::try_from(header.header_len()).unwrap() / BLOCK;
         let (own, data) = blocks.split_at_checked(len)?;
-        let mut hash = Hash::new();
-        data.iter().for_each(|block| hash.add(block));
-        let is_whole = header.is_whole(own, SIZE) && hash.end() == header.hash;
+        let is_whole = header.is_whole(own, SIZE) && Hash::of(data).end() == header.hash;
         is_whole.then(|| (header, header.extents(own).collect()))
     }
 
     #[test]
     fn hashes_are_the_usual_ones() {
-        let of = |blocks: &[[u8; BLOCK]]| {
-            let mut hash = Hash::new();
-            blocks.iter().for_each(|block| hash.add(block));
-            hash.end()
-        };
+        let of = |blocks: &[[u8; BLOCK]]| Hash::of(blocks).end();
         assert_eq!(of(&[]), 0xEF46_DB37_51D8_E999);
         let counted = core::array::from_fn(|at| (at / 7) as u8);
         assert_eq!(of(&[[0; BLOCK]]), 0xAC86_9B6F_32D8_BBDB);
@@ -432,8 +421,7 @@ mod tests {
         let mut blocks = record(&[extent(0, 1, true)], 5, &[]);
         blocks[0][FIXED + 12] = 2;
         set(&mut blocks[0], OWN, 0);
-        let mut hash = Hash::new();
-        hash.add(&blocks[0]);
+        let hash = Hash::of(&blocks[..1]);
         finish(&mut blocks[0], &hash);
         assert!(read(&blocks, 7).is_none());
         // More extents than bytes, and more data than there can be.

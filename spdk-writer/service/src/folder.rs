@@ -192,9 +192,7 @@ impl Directory {
     pub fn at(&self) -> &Path {
         &self.path
     }
-}
 
-impl Directory {
     /// Makes a file of zeros, written ones, so that nothing but data changes any more.
     fn write_zeros(&self, name: &str, size: u64) -> io::Result<()> {
         let mut file = self.create(name)?;

@@ -424,10 +424,7 @@ impl Live {
         let Some(found) = Self::header(source, state, at, size)? else {
             return Ok(None);
         };
-        let mut hash = Hash::new();
-        for block in Self::blocks(source, found.data, found.end)? {
-            hash.add(&block);
-        }
+        let hash = Hash::of(&Self::blocks(source, found.data, found.end)?);
         Ok((hash.end() == found.hash).then_some(found))
     }
 
@@ -624,11 +621,6 @@ mod tests {
         extents: &[record::Extent],
         data: &[u8],
     ) -> Vec<u8> {
-        let hash_of = |blocks: &[[u8; record::BLOCK]]| {
-            let mut hash = Hash::new();
-            blocks.iter().for_each(|block| hash.add(block));
-            hash
-        };
         let (data, _) = data.as_chunks();
         let header = Header {
             log: id,
@@ -636,14 +628,14 @@ mod tests {
             sealed,
             extents: extents.len() as u32,
             blocks: data.len() as u64,
-            hash: hash_of(data).end(),
+            hash: Hash::of(data).end(),
         };
         let mut blocks = vec![[0; record::BLOCK]; (header.header_len() / BLOCK) as usize];
         let mut left = extents.iter().copied();
         for (n, block) in blocks.iter_mut().enumerate() {
             header.write(n == 0, &mut left, block);
         }
-        let hash = hash_of(&blocks);
+        let hash = Hash::of(&blocks);
         record::finish(&mut blocks[0], &hash);
         blocks.extend(data);
         blocks.into_flattened()

@@ -219,11 +219,6 @@ impl Lent {
 
     /// Record `number` of a log.
     fn record(&self, run: &Run, number: u64) -> Vec<u8> {
-        let hash_of = |blocks: &[[u8; record::BLOCK]]| {
-            let mut hash = Hash::new();
-            blocks.iter().for_each(|block| hash.add(block));
-            hash
-        };
         let data = self.data();
         let (data, _) = data.as_chunks();
         let extents = self.extents();
@@ -233,7 +228,7 @@ impl Lent {
             sealed: run.sealed,
             extents: extents.len() as u32,
             blocks: data.len() as u64,
-            hash: hash_of(data).end(),
+            hash: Hash::of(data).end(),
         };
         let mut left = extents.iter().map(|extent| record::Extent {
             block: extent.block,
@@ -244,7 +239,7 @@ impl Lent {
         for (n, block) in blocks.iter_mut().enumerate() {
             header.write(n == 0, &mut left, block);
         }
-        let hash = hash_of(&blocks);
+        let hash = Hash::of(&blocks);
         record::finish(&mut blocks[0], &hash);
         blocks.extend(data);
         blocks.into_flattened()
