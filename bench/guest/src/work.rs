@@ -37,6 +37,11 @@ use std::path::{
     Path,
     PathBuf, //
 };
+use std::sync::atomic::{
+    AtomicBool,
+    AtomicU32,
+    Ordering, //
+};
 use std::time::{
     Duration,
     Instant, //
@@ -196,6 +201,26 @@ struct Window {
     end: Instant,
 }
 
+/// Marks the window of all threads: from the first one's begin to the last one's end.
+struct Marks {
+    begun: AtomicBool,
+    left: AtomicU32,
+}
+
+impl Marks {
+    fn begin(&self) {
+        if !self.begun.swap(true, Ordering::Relaxed) {
+            mark::<{ marker::WINDOW_BEGIN }>();
+        }
+    }
+
+    fn end(&self) {
+        if self.left.fetch_sub(1, Ordering::Relaxed) == 1 {
+            mark::<{ marker::WINDOW_END }>();
+        }
+    }
+}
+
 impl Work {
     /// Runs the workload. Buffered reads drop the file from the page cache
     /// first, so that each one reaches the drive.
@@ -205,8 +230,12 @@ impl Work {
         let Some(ops) = self.ops.checked_mul(threads) else {
             return Err(WorkError::Invalid("too many --ops".to_owned()));
         };
+        let marks = Marks {
+            begun: AtomicBool::new(false),
+            left: AtomicU32::new(threads),
+        };
         let windows = together(threads as usize, |number, begin| {
-            self.of_thread(number).window(bs, begin)
+            self.of_thread(number).window(bs, begin, &marks)
         });
         let windows = self.at("start threads for", windows)?;
         let windows: Vec<Window> = windows.into_iter().collect::<Result<_>>()?;
@@ -239,7 +268,7 @@ impl Work {
 
     /// All operations of one thread, with blocks of `bs` bytes; calls `begin`
     /// before those that are measured.
-    fn window(&self, bs: usize, begin: Begin<'_>) -> Result<Window> {
+    fn window(&self, bs: usize, begin: Begin<'_>, marks: &Marks) -> Result<Window> {
         let total = u64::from(self.ops) + u64::from(self.warmup);
         let file = self.open()?;
         let blocks = self.blocks(&file, total)?;
@@ -295,11 +324,11 @@ impl Work {
         }
         begin();
         let start = Instant::now();
-        mark::<{ marker::WINDOW_BEGIN }>();
+        marks.begin();
         for (op, latency) in (u64::from(self.warmup)..).zip(&mut latency) {
             *latency = operate(op)?;
         }
-        mark::<{ marker::WINDOW_END }>();
+        marks.end();
         let end = Instant::now();
         self.at("remove files beside", writer.clean_up())?;
         Ok(Window {

@@ -37,8 +37,6 @@ use std::path::Path;
 
 /// Functions to keep of each.
 const TOP: usize = 25;
-/// Reads before those that count.
-const WARMUP: u32 = 100;
 
 /// What is read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,20 +45,36 @@ pub(super) struct Reads {
     pub(super) workload: &'static str,
     /// Arguments of the guest's `work`.
     args: &'static str,
+    /// Threads that read the same file at once.
+    readers: u32,
+    /// Reads of each.
     ops: u32,
+    /// Reads of each before those that count.
+    warmup: u32,
 }
 
-/// All there are; the timed ones of one reader.
-const ALL: [Reads; 2] = [
+/// All there are: the timed ones.
+const ALL: [Reads; 3] = [
     Reads {
         workload: "fio/randread-4k-buffered-qd1",
         args: "randread --bs 4096",
+        readers: 1,
         ops: 1500,
+        warmup: 100,
+    },
+    Reads {
+        workload: "fio/randread-4k-buffered-t32",
+        args: "randread --bs 4096",
+        readers: 32,
+        ops: 100,
+        warmup: 10,
     },
     Reads {
         workload: "fio/seqread-128k-buffered-qd1",
         args: "seqread --bs 131072",
+        readers: 1,
         ops: 200,
+        warmup: 100,
     },
 ];
 
@@ -118,20 +132,30 @@ pub(super) fn count(
 }
 
 fn script(reads: Reads) -> String {
-    let (args, ops) = (reads.args, reads.ops);
+    let Reads {
+        args,
+        readers,
+        ops,
+        warmup,
+        ..
+    } = reads;
+    // Threads have files of their own, which are one here.
     format!(
         "echo 0 > /sys/kernel/aios/poll_max_ns\n\
-         {GUEST_BINARY} work {args} --file {MOUNT}/{} --ops {ops} --warmup {WARMUP} --seed 1\n",
+         for n in $(seq {readers}); do ln -sf {MOUNT}/{} /run/reader.$((n - 1)); done\n\
+         {GUEST_BINARY} work {args} --file /run/reader --threads {readers} --ops {ops} \
+         --warmup {warmup} --seed 1\n",
         fio::DATA
     )
 }
 
 fn instructions(reads: Reads, contender: Contender, report: WholeReport) -> Instructions {
-    let per_read = |insns: u64| insns as f64 / f64::from(reads.ops);
+    let all = reads.readers * reads.ops;
+    let per_read = |insns: u64| insns as f64 / f64::from(all);
     Instructions {
         workload: reads.workload.to_owned(),
         contender,
-        ops: reads.ops,
+        ops: all,
         kernel: per_read(report.kernel),
         programs: per_read(report.user),
         functions: report
@@ -155,11 +179,23 @@ mod tests {
     fn test_of_takes_what_is_timed() {
         let names = [
             "fio/seqread-128k-buffered-qd1",
-            "fio/randread-4k-buffered-t32",
+            "fio/randread-4k-buffered-qd32",
         ];
         let found = of(names.into_iter());
         assert_eq!(found.len(), 1);
         assert!(script(found[0]).contains("work seqread --bs 131072 --file "));
+    }
+
+    #[test]
+    fn test_reads_of_all_readers_count() {
+        let report = WholeReport {
+            schema: SCHEMA,
+            user: 6400,
+            kernel: 0,
+            functions: Vec::new(),
+        };
+        let found = instructions(ALL[1], Contender::Obd, report);
+        assert_eq!((found.ops, found.programs), (3200, 2.0));
     }
 
     #[test]
