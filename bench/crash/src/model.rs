@@ -76,9 +76,13 @@ pub struct Found {
 pub enum Promise {
     /// data=ordered and data=journal: nothing that was never written shows.
     NothingStale,
-    /// data=writeback: bytes changed since the acknowledgement may be anything.
+    /// data=writeback: bytes changed since the acknowledgement may be anything, and so may
+    /// those of a block that held nothing before one of them was: it may be a new one.
     OnlyAcknowledged,
 }
+
+/// Bytes of the file system's blocks.
+const BLOCK: usize = 4096;
 
 impl Model {
     /// Follows the operations of `thread`.
@@ -338,12 +342,19 @@ impl Model {
             ));
         }
         let at = |data: &[u8], i: usize| data.get(i).copied().unwrap_or_default();
+        let is_new = |i: usize| {
+            let begin = i - i % BLOCK;
+            let is_blank = |data: &[u8]| (begin..begin + BLOCK).all(|i| at(data, i) == 0);
+            window
+                .windows(2)
+                .any(|w| is_blank(&w[0].1) && !is_blank(&w[1].1))
+        };
         for (i, &byte) in found.iter().enumerate() {
             if window.iter().any(|(_, data)| at(data, i) == byte) {
                 continue;
             }
             let changed = window.windows(2).any(|w| at(&w[0].1, i) != at(&w[1].1, i));
-            if promise == Promise::OnlyAcknowledged && changed {
+            if promise == Promise::OnlyAcknowledged && (changed || is_new(i)) {
                 continue;
             }
             let rest = &found[i..found.len().min(i + 16)];
@@ -494,6 +505,34 @@ mod tests {
         let loose = Promise::OnlyAcknowledged;
         model.check(&expected, &disk, loose).unwrap();
         assert!(model.check(&model.expect(&[2]), &disk, loose).is_err());
+    }
+
+    #[test]
+    fn test_check_all_of_a_new_block_may_be_anything_in_writeback_mode() {
+        let ops = [
+            Op::Create(0),
+            Op::Write(0, range(0, 100)),
+            Op::Fsync(0),
+            Op::Write(0, range(200, 10)),
+            Op::Write(0, range(8300, 50)),
+        ];
+        let model = Model::new(1, 0, &ops).unwrap();
+        let expected = model.expect(&[2]);
+        let mut data = written(1, 0, 100);
+        data.resize(8192, 0);
+        data.resize(8350, 7);
+        let check =
+            |data: &[u8], promise| model.check(&expected, &found(&[(0, 12, data)]), promise);
+        check(&data, Promise::OnlyAcknowledged).unwrap();
+        assert!(check(&data, STRICT).is_err());
+        // Before and behind what was written to a block that was there, and in one that was
+        // not written to.
+        for at in [0, 150, 4096] {
+            let was = std::mem::replace(&mut data[at], 7);
+            let why = check(&data, Promise::OnlyAcknowledged).unwrap_err();
+            assert!(why.contains(&format!("byte {at} is 0x07")), "{why}");
+            data[at] = was;
+        }
     }
 
     #[test]
