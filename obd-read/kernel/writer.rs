@@ -27,6 +27,7 @@ use crate::dirty::{
 };
 use crate::layer0::BLOCK;
 use crate::log::Log;
+use core::mem;
 use kernel::{
     alloc::scope::without_io,
     fs::File,
@@ -102,9 +103,16 @@ pub(crate) struct Opened;
 
 impl Drop for Opened {
     fn drop(&mut self) {
-        let queue = SEATS.lock().queue.take();
+        // Nobody drops what is static.
+        let mut seats = SEATS.lock();
+        let (queue, all) = (
+            seats.queue.take(),
+            mem::replace(&mut seats.all, KVec::new()),
+        );
+        drop(seats);
         // Waits for who looks for writers, who ends with the disk.
         drop(queue);
+        drop(all);
     }
 }
 
@@ -157,7 +165,7 @@ impl Seat {
                 while let Ok(one) = seats.all.remove(0) {
                     room.push_within_capacity(one)?;
                 }
-                core::mem::swap(&mut seats.all, &mut room);
+                mem::swap(&mut seats.all, &mut room);
                 continue;
             }
             let wanted = 2 * seats.all.len() + 8;

@@ -762,6 +762,8 @@ pub(super) fn leaks_nothing(f: &mut Fixture) -> Result<()> {
                    tr -s ' \\n' ' ' < /run/leaks | head -c 3000 >&2; exit 1
                fi; }
            dev=$($obd attach a-l08-zstd-16k.layer); cat $dev > /dev/null; $obd detach $dev
+           dir=/sys/kernel/config/obd/w; mkdir $dir; echo 1 > $dir/writable; echo 65536 > $dir/size
+           echo 1 > $dir/power; echo 0 > $dir/power; rmdir $dir
            # That it found something is not yet a fault.
            level=$(cut -f1 /proc/sys/kernel/printk); dmesg -n 5
            scan; rmmod obd; scan
