@@ -12,6 +12,7 @@ mod lbio;
 mod lbio_raw;
 mod lbio_write;
 mod obd;
+mod obd_attach;
 mod obd_rw;
 mod obd_userspace;
 mod obd_writable;

@@ -33,13 +33,13 @@ pub(super) enum Reader {
 pub(super) struct Files {
     reader: Reader,
     /// The tool.
-    tool: PathBuf,
+    pub(super) tool: PathBuf,
     /// The driver.
     module: PathBuf,
     /// Images.
     fixtures: PathBuf,
     /// What the tool decodes them to, see [`Image::raw`].
-    exports: PathBuf,
+    pub(super) exports: PathBuf,
 }
 
 /// An image among the fixtures.
