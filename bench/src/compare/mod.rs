@@ -78,6 +78,8 @@ enum Suite {
     /// The same, buffered reads only: 4 to 32 KiB at random by 1, 2 and 4 threads,
     /// and what LBIO leaves alone: larger ones, and sequential ones.
     Lbio,
+    /// The same: overwrites with an fsync each, by 1 to 64 threads.
+    Fsync,
     /// The driver of overlaybd images: against ublk, EROFS, squashfs and none.
     Obd,
     /// Writes and fsyncs on a read-write disk of layers: against the drive itself.
@@ -123,7 +125,7 @@ pub(crate) struct Args {
     /// IOMMU mode of the guest.
     #[arg(long, value_enum, default_value_t = Iommu::Lazy, conflicts_with = "host")]
     iommu: Iommu,
-    /// Virtual processors; more than the machine can run beside the drive add noise [default: 1; 2 with `--suite lbio` and `rw`].
+    /// Virtual processors; more than the machine can run beside the drive add noise [default: 1; 2 with `--suite lbio`, `fsync` and `rw`].
     #[arg(long, value_name = "N", conflicts_with = "host", value_parser = clap::value_parser!(u32).range(1..=16))]
     cpus: Option<u32>,
     /// Memory of a guest; the database has 667 MiB, fio's file 512.
@@ -162,7 +164,7 @@ impl Args {
     /// Virtual processors of a guest.
     fn cpus(&self) -> u32 {
         let of_suite = match self.suite {
-            Suite::Lbio | Suite::Rw => 2,
+            Suite::Lbio | Suite::Fsync | Suite::Rw => 2,
             Suite::Stack | Suite::Obd => 1,
         };
         self.cpus.unwrap_or(of_suite)
@@ -187,6 +189,7 @@ impl Args {
     fn workloads(&self) -> Result<Vec<Workload>> {
         match self.suite {
             Suite::Lbio => workload::select_buffered(&self.only),
+            Suite::Fsync => workload::select_fsyncs(&self.only),
             _ => workload::select(&self.only, self.quick),
         }
     }
@@ -578,6 +581,15 @@ mod tests {
         assert_eq!((args.cpus(), args.workloads().unwrap().len()), (4, 3));
         assert!(parse("--suite lbio --host /mnt").is_err());
         assert!(parse("--memory 100").is_err());
+    }
+
+    #[test]
+    fn test_args_suite_fsync_takes_two_processors_and_every_number_of_threads() {
+        let args = parse("--suite fsync").unwrap();
+        let workloads = args.workloads().unwrap();
+        assert_eq!((args.cpus(), workloads.len()), (2, 6));
+        assert_eq!(workloads[0].name, "fio/overwrite-4k-fsync");
+        assert_eq!(workloads[5].name, "fio/overwrite-4k-fsync-t64");
     }
 
     #[test]

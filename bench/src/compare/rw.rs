@@ -6,12 +6,7 @@
 //! in each round. What reaches the drives is counted there.
 
 use super::emulated::MEMORY_MIB;
-use super::fio::{
-    self,
-    Access,
-    Job,
-    Mode, //
-};
+use super::fio;
 use super::machine;
 use super::output::Output;
 use super::sample::Measured;
@@ -22,7 +17,6 @@ use super::script::{
 };
 use super::workload::{
     self,
-    Kind,
     Sizing,
     Workload, //
 };
@@ -352,28 +346,7 @@ pub(super) fn run(ctx: &Context, options: &Options<'_>) -> Result<u8> {
 
 /// The workloads that `only` names, or all.
 fn select(only: &[String]) -> Result<Vec<Workload>> {
-    let all: Vec<Workload> = THREADS
-        .into_iter()
-        .map(|threads| {
-            Workload::new(Kind::Fio(Job {
-                access: Access::Overwrite,
-                block_kib: 4,
-                mode: Mode::Fsync,
-                depth: 1,
-                threads,
-            }))
-        })
-        .collect();
-    if only.is_empty() {
-        return Ok(all);
-    }
-    let names: Vec<&str> = all.iter().map(|workload| workload.name.as_str()).collect();
-    let chosen = workload::fitting(only, &names)?;
-    Ok(all
-        .into_iter()
-        .zip(chosen)
-        .filter_map(|(workload, chosen)| chosen.then_some(workload))
-        .collect())
+    workload::chosen(THREADS.map(workload::fsyncs_by).into(), only, false)
 }
 
 /// The guest, and its drives.

@@ -122,6 +122,22 @@ pub(crate) fn select(only: &[String], quick: bool) -> Result<Vec<Workload>> {
     chosen(catalogue(), only, quick)
 }
 
+/// Overwrites of blocks of 4 KiB with an fsync each, by `threads` threads.
+pub(crate) fn fsyncs_by(threads: u32) -> Workload {
+    Workload::new(Kind::Fio(Job {
+        access: Access::Overwrite,
+        block_kib: 4,
+        mode: Mode::Fsync,
+        depth: 1,
+        threads,
+    }))
+}
+
+/// As [`select`], of fsyncs by 1 to 64 threads, all of which are quick.
+pub(crate) fn select_fsyncs(only: &[String]) -> Result<Vec<Workload>> {
+    chosen([1, 2, 4, 8, 16, 64].map(fsyncs_by).into(), only, false)
+}
+
 /// As [`select`], of the buffered reads only, all of which are quick.
 pub(crate) fn select_buffered(only: &[String]) -> Result<Vec<Workload>> {
     let mut all = catalogue();
@@ -129,7 +145,8 @@ pub(crate) fn select_buffered(only: &[String]) -> Result<Vec<Workload>> {
     chosen(all, only, false)
 }
 
-fn chosen(all: Vec<Workload>, only: &[String], quick: bool) -> Result<Vec<Workload>> {
+/// Those of `all` that `only` names, or the quick ones, or all.
+pub(crate) fn chosen(all: Vec<Workload>, only: &[String], quick: bool) -> Result<Vec<Workload>> {
     if only.is_empty() {
         return Ok(all
             .into_iter()

@@ -234,16 +234,7 @@ fn select(only: &[String]) -> Result<Vec<Workload>> {
         job(Access::RandRead, 4, 32),
         job(Access::SeqRead, 128, 1),
     ];
-    if only.is_empty() {
-        return Ok(all);
-    }
-    let names: Vec<&str> = all.iter().map(|workload| workload.name.as_str()).collect();
-    let chosen = workload::fitting(only, &names)?;
-    Ok(all
-        .into_iter()
-        .zip(chosen)
-        .filter_map(|(workload, chosen)| chosen.then_some(workload))
-        .collect())
+    workload::chosen(all, only, false)
 }
 
 fn setup_of<'a>(
