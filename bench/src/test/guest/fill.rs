@@ -81,9 +81,9 @@ $obd create --rw --size ${size}M disk > /dev/null
 dev=$($obd attach --writable --name w --memory ${bound}M disk)
 part=$((size / 2)); write $dev ${part}m
 flush() { dd if=/dev/null of=$dev conv=fsync,notrunc 2>/run/why; }
-change() {
-    dd if=$dev of=/run/block bs=64k count=1 iflag=direct 2>/dev/null
-    dd if=/run/block of=$dev bs=64k count=1 oflag=direct conv=notrunc 2>/dev/null
+change() { # So much that the log, which is half of the memory, is full after a few.
+    dd if=$dev of=/run/block bs=$((bound << 16)) count=1 iflag=direct 2>/dev/null
+    dd if=/run/block of=$dev bs=$((bound << 16)) count=1 oflag=direct conv=notrunc 2>/dev/null
 }
 refuses() { change; ! flush && grep -q "$says" /run/why; }
 refuses_twice() { refuses && refuses; }
