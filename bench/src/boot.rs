@@ -200,7 +200,12 @@ pub(crate) fn run(ctx: &Context, args: &Args) -> Result<u8> {
     if args.command.is_empty() {
         return shell(ctx, &config);
     }
-    command(ctx, &config, args)
+    let command = GuestCommand {
+        argv: args.command.clone(),
+        env: Vec::new(),
+        timeout_s: args.timeout,
+    };
+    self::command(ctx, &config, &command)
 }
 
 /// Fails where no such guest can be.
@@ -278,13 +283,13 @@ fn calibrate(
 }
 
 /// An empty drive that is gone afterwards; only its name with `--dry-run`.
-enum Fresh {
+pub(crate) enum Fresh {
     Made(NamedTempFile),
     Named(PathBuf),
 }
 
 impl Fresh {
-    fn new(ctx: &Context, size: u64) -> Result<Self> {
+    pub(crate) fn new(ctx: &Context, size: u64) -> Result<Self> {
         if ctx.dry_run {
             return Ok(Self::Named(ctx.cache().join("guest/drive.img")));
         }
@@ -295,7 +300,7 @@ impl Fresh {
         Ok(Self::Made(file))
     }
 
-    fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         match self {
             Self::Made(file) => file.path(),
             Self::Named(path) => path,
@@ -329,21 +334,19 @@ fn images(args: &Args, fresh: &Fresh) -> Vec<PathBuf> {
     }
 }
 
-fn command(ctx: &Context, config: &BootConfig, args: &Args) -> Result<u8> {
+/// Runs `command` in the guest, and shows what it prints; its exit code.
+pub(crate) fn command(ctx: &Context, config: &BootConfig, command: &GuestCommand) -> Result<u8> {
     let mut guest = Guest::boot(ctx, config)?;
-    let command = GuestCommand {
-        argv: args.command.clone(),
-        env: Vec::new(),
-        timeout_s: args.timeout,
-    };
-    let exit = guest.stream(&command, &mut |piece| match piece {
+    let exit = guest.stream(command, &mut |piece| match piece {
         Piece::Stdout(bytes) => put(std::io::stdout().lock(), bytes, "standard output"),
         Piece::Stderr(bytes) => put(std::io::stderr().lock(), bytes, "standard error"),
     })?;
     guest.shutdown()?;
     if exit.timed_out {
-        ctx.ui
-            .say(format!("the command was killed after {} s", args.timeout));
+        ctx.ui.say(format!(
+            "the command was killed after {} s",
+            command.timeout_s
+        ));
     }
     Ok(code(exit.code))
 }

@@ -6,6 +6,7 @@ mod boot;
 mod compare;
 mod context;
 mod crash;
+mod demo;
 mod device;
 mod error;
 mod files;
@@ -57,6 +58,8 @@ enum Command {
     Profile(profile::Args),
     /// Explore what a power cut could leave of recorded workloads.
     Crash(crash::Args),
+    /// Show a read-write disk's life in the guest: made, written, committed, read.
+    Demo(demo::Args),
     /// Run every check: host tests, series, checkpatch, KUnit, guest tests.
     Test(test::Args),
     /// Serve a drive's image (what the other commands start by themselves).
@@ -75,6 +78,7 @@ fn dispatch(cli: Cli) -> Result<u8> {
         Command::Report(args) => report::run(&ctx?, &args),
         Command::Profile(args) => profile::run(&ctx?, &args),
         Command::Crash(args) => crash::run(&ctx?, &args),
+        Command::Demo(args) => demo::run(&ctx?, &args),
         Command::Test(args) => test::run(&ctx?, &args),
         Command::Disk(command) => device::serve(command),
     }

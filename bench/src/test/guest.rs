@@ -27,6 +27,7 @@ use super::suite::{
 };
 use crate::context::Context;
 use crate::crash;
+use crate::demo;
 use crate::device::{
     Latency,
     Server, //
@@ -292,6 +293,7 @@ pub(super) fn run(ctx: &Context, suite: &mut Suite) {
         suite.group(group.name, group.cases, || start(ctx, group), Fixture::end);
     }
     engine::run(ctx, suite);
+    suite.case("guest/demo", || demo_shows_a_life(ctx));
     suite.case("guest/fsync-round-trips", || virtual_time::round_trips(ctx));
     suite.case("guest/fsync-spins", || virtual_time::spins(ctx));
     suite.case("guest/panic-fails-the-run", || panic_fails_the_run(ctx));
@@ -404,6 +406,29 @@ fn crash_states_rocksdb(ctx: &Context) -> Result<Outcome> {
 fn crash_mutants(ctx: &Context) -> Result<Outcome> {
     let args = crash::Args::mutants(ctx.cache_dir("test/crash-mutants")?);
     crash::check(ctx, &args).map(|()| Outcome::Passed)
+}
+
+/// `aios demo` reads what it wrote, by both ways that it shows.
+fn demo_shows_a_life(ctx: &Context) -> Result<Outcome> {
+    let demo = demo::prepare(ctx, None, ctx.cache_dir("test")?)?;
+    let mut guest = Guest::boot(ctx, &demo.config)?;
+    let shown = guest.run(&demo.command)?;
+    guest.shutdown()?;
+    let text = String::from_utf8_lossy(&shown.stdout);
+    let sums: Vec<&str> = text
+        .lines()
+        .filter_map(|line| line.rsplit_once(": "))
+        .filter(|(what, _)| what.ends_with("the disk before") || what.ends_with("and of it now"))
+        .map(|(_, sum)| sum)
+        .collect();
+    let [before, now] = sums[..] else {
+        return Err(Error::new(format!("not two sums: {shown:?}")));
+    };
+    check(
+        shown.code == 0 && before.len() == 64 && before == now,
+        || format!("{shown:?}"),
+    )?;
+    Ok(Outcome::Passed)
 }
 
 /// What is logged as a fault must fail the command that ran, and no other; a guest that
