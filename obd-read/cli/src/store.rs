@@ -82,6 +82,8 @@ enum Command {
         #[command(flatten)]
         journal: JournalArgs,
         #[command(flatten)]
+        resume: ResumeArgs,
+        #[command(flatten)]
         layer: LayerArgs,
         #[command(flatten)]
         stack: StackArgs,
@@ -92,6 +94,8 @@ enum Command {
         device: DeviceArgs,
         #[command(flatten)]
         journal: JournalArgs,
+        #[command(flatten)]
+        resume: ResumeArgs,
         #[command(flatten)]
         layer: LayerArgs,
         #[command(flatten)]
@@ -126,6 +130,15 @@ enum Command {
         #[command(flatten)]
         device: DeviceArgs,
     },
+}
+
+/// Going on with what was interrupted.
+#[derive(clap::Args)]
+struct ResumeArgs {
+    /// Fail unless an interrupted one of the same can go on; what that has is not
+    /// given up.
+    #[arg(long)]
+    resume: bool,
 }
 
 #[derive(clap::Args)]
@@ -170,6 +183,7 @@ pub(crate) fn run(args: &Args, json: bool, interrupted: &Arc<AtomicBool>) -> Res
         Command::Commit {
             device,
             journal,
+            resume,
             layer,
             stack,
         } => {
@@ -188,6 +202,7 @@ pub(crate) fn run(args: &Args, json: bool, interrupted: &Arc<AtomicBool>) -> Res
             let what = Commit {
                 device,
                 journal,
+                resume: resume.resume,
                 layer,
                 options,
                 identity,
@@ -197,6 +212,7 @@ pub(crate) fn run(args: &Args, json: bool, interrupted: &Arc<AtomicBool>) -> Res
         Command::Convert {
             device,
             journal,
+            resume,
             layer,
             raw,
         } => {
@@ -204,6 +220,7 @@ pub(crate) fn run(args: &Args, json: bool, interrupted: &Arc<AtomicBool>) -> Res
             let what = Commit {
                 device,
                 journal,
+                resume: resume.resume,
                 layer,
                 options: layer.options(None),
                 identity,
@@ -269,6 +286,7 @@ fn open(device: &DeviceArgs, write: bool) -> Result<Store> {
 struct Commit<'a> {
     device: &'a DeviceArgs,
     journal: &'a JournalArgs,
+    resume: bool,
     layer: &'a LayerArgs,
     options: Options,
     identity: [u8; 16],
@@ -290,6 +308,7 @@ impl Commit<'_> {
             name: shorten(&self.layer.message).to_owned(),
             replace: count..count,
             interval: self.journal.interval << 20,
+            resume: self.resume,
         };
         let clock = Clock::start();
         let mut shown = Shown::new("write", interrupted);

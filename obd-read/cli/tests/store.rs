@@ -118,6 +118,8 @@ fn store_full_is_one_line() {
     }
     raw.write_all_at(&noise, 0).unwrap();
     assert!(obd(dir, &["store", "init", "store"]).status.success());
+    let resume = ["store", "convert", "--resume", "store", "raw"];
+    fails(dir, &resume, 1, "no commit was interrupted");
     let output = obd(dir, &["store", "convert", "store", "raw"]);
     let text = String::from_utf8_lossy(&output.stderr);
     assert!(!output.status.success());

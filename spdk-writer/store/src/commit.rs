@@ -55,6 +55,9 @@ pub struct How {
     /// Bytes of the layer, before compression, between two entries of the
     /// journal: what is lost when power fails.
     pub interval: u64,
+    /// Whether it is to go on with an interrupted one, or to fail: what that has
+    /// is given up for no other.
+    pub resume: bool,
 }
 
 impl How {
@@ -110,7 +113,7 @@ impl Store {
         let name = name(&how.name)?;
         let prepared = Prepared::new(source, &options)?;
         let identity = identity(how, &options, prepared.layout());
-        let (pending, found) = self.begin(&prepared, identity, how.interval.max(1))?;
+        let (pending, found) = self.begin(&prepared, identity, how)?;
         let (checkpoint, tail, next) = match found {
             Some(found) => (Some(found.checkpoint), found.tail, found.next),
             None => (None, Vec::new(), Position::default()),
@@ -188,6 +191,7 @@ impl Store {
             name,
             replace: layers.clone(),
             interval,
+            resume: false,
         };
         let image = self.image(layers)?;
         self.commit(&ImageSource::new(&image), options, &how, progress)
@@ -199,7 +203,7 @@ impl Store {
         &mut self,
         prepared: &Prepared<'_, S>,
         identity: [u8; 16],
-        interval: u64,
+        how: &How,
     ) -> Result<(Pending, Option<journal::Found>), Error> {
         if let Some(pending) = &self.state().pending
             && pending.identity == identity
@@ -208,6 +212,12 @@ impl Store {
             let found = journal::read(self.device(), &pending)?;
             return Ok((pending, found));
         }
+        if how.resume {
+            return Err(Error::NothingToResume {
+                other: self.state().pending.is_some(),
+            });
+        }
+        let interval = how.interval.max(1);
         let journal = journal::room(prepared.content(), interval, prepared.block_size());
         let wanted = journal + prepared.most_stored().next_multiple_of(BLOCK);
         let choose = |store: &Self| space::choose(&store.free(), wanted, journal + BLOCK);

@@ -41,6 +41,19 @@ pub enum Error {
         /// The largest of the pieces they are in, bytes.
         largest: u64,
     },
+    /// There is no interrupted commit of the same.
+    #[error(
+        "nothing to go on with: {}",
+        if *other {
+            "what was interrupted is another commit (its source, options or interval differ)"
+        } else {
+            "no commit was interrupted"
+        }
+    )]
+    NothingToResume {
+        /// Whether there is one of something else.
+        other: bool,
+    },
     /// There are as many layers as an image can have.
     #[error("{0} layers are all an image can have: merge some")]
     TooMany(usize),

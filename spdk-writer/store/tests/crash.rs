@@ -122,6 +122,7 @@ impl Life {
                     name: format!("step {number}"),
                     replace: count..count,
                     interval,
+                    resume: false,
                 };
                 store
                     .commit(layer, &self.options, &how, go)

@@ -49,6 +49,7 @@ fn on_top(store: &Store, identity: u8) -> How {
         name: format!("layer {count}"),
         replace: count..count,
         interval: 256 << 10,
+        resume: false,
     }
 }
 
@@ -158,8 +159,28 @@ fn test_store_interrupted_commit_goes_on_only_with_the_same() {
         assert!(store.state().pending.is_some());
         assert!(store.state().layers.is_empty());
     };
+    let resume = |store: &mut Store, identity| {
+        let how = How {
+            resume: true,
+            ..on_top(store, identity)
+        };
+        store.commit(&other, &options, &how, go)
+    };
+    let nothing = resume(&mut store, 1);
+    assert!(matches!(
+        nothing,
+        Err(CommitError::Store(Error::NothingToResume { other: false }))
+    ));
     let how = on_top(&store, 1);
     stop(&mut store, &how);
+    // Who only wants to go on takes nothing from it.
+    let pending = store.state().pending.clone();
+    let nothing = resume(&mut store, 2);
+    assert!(matches!(
+        nothing,
+        Err(CommitError::Store(Error::NothingToResume { other: true }))
+    ));
+    assert_eq!(store.state().pending, pending);
     // Another one, in the middle of it: a layer of its own.
     let another = store
         .commit(&other, &options, &on_top(&store, 2), go)
@@ -176,6 +197,10 @@ fn test_store_interrupted_commit_goes_on_only_with_the_same() {
     assert!(stopped.is_err());
     let mut store = Store::open(device(&drive), true).unwrap();
     let writes = drive.lock().unwrap().writes;
+    let how = How {
+        resume: true,
+        ..how
+    };
     let resumed = store.commit(&source, &options, &how, go).unwrap();
     assert!(resumed.resumed_at >= 256 << 10, "{resumed:?}");
     assert!(drive.lock().unwrap().writes > writes);
