@@ -34,8 +34,9 @@ use std::time::{
 /// A device and the way to it.
 #[derive(clap::Args)]
 pub(crate) struct DeviceArgs {
-    /// A file or block device; for `--engine vfio` and `spdk` a PCI address and a
-    /// namespace, like 0000:00:04.0/1.
+    /// A file or block device, or a namespace's generic one (/dev/ng0n1), which is given
+    /// NVMe commands; for `--engine vfio` and `spdk` a PCI address and a namespace, like
+    /// 0000:00:04.0/1.
     #[arg(value_name = "DEVICE")]
     pub(crate) device: String,
 

@@ -3,7 +3,7 @@
 //! Whether a target may be taken: nothing is written to what somebody uses, nor
 //! without being told so to what somebody seems to need.
 
-#![expect(unsafe_code, reason = "BLKDISCARD has no safe wrapper")]
+#![expect(unsafe_code, reason = "ioctls without safe wrappers")]
 
 use crate::Identity;
 use rustix::fs::{
@@ -273,16 +273,7 @@ pub fn identify(file: &File, path: &Path) -> io::Result<Identity> {
         FileType::RegularFile => {}
         FileType::BlockDevice => {
             identity.block_size = rustix::fs::ioctl_blksszget(file)?;
-            let (major, minor) = (
-                rustix::fs::major(stat.st_rdev),
-                rustix::fs::minor(stat.st_rdev),
-            );
-            let dir = fs::canonicalize(format!("/sys/dev/block/{major}:{minor}"))?;
-            // A partition has the queue of its disk.
-            let disk = match dir.join("partition").exists() {
-                true => dir.parent().map(Path::to_path_buf).unwrap_or(dir),
-                false => dir,
-            };
+            let disk = disk(stat.st_rdev)?;
             let text = |name: &str| {
                 fs::read_to_string(disk.join(name))
                     .unwrap_or_default()
@@ -305,6 +296,26 @@ pub fn identify(file: &File, path: &Path) -> io::Result<Identity> {
     Ok(identity)
 }
 
+/// The folder that describes the disk that block device `number` is, or is a part of.
+fn disk(number: u64) -> io::Result<PathBuf> {
+    let (major, minor) = (rustix::fs::major(number), rustix::fs::minor(number));
+    let dir = fs::canonicalize(format!("/sys/dev/block/{major}:{minor}"))?;
+    // A partition has the queue of its disk.
+    Ok(match dir.join("partition").exists() {
+        true => dir.parent().map(Path::to_path_buf).unwrap_or(dir),
+        false => dir,
+    })
+}
+
+/// The number `name` of a block device's queue.
+pub(crate) fn queue_number(file: &File, name: &str) -> io::Result<u64> {
+    let disk = disk(rustix::fs::fstat(file)?.st_rdev)?;
+    let text = fs::read_to_string(disk.join("queue").join(name))?;
+    text.trim()
+        .parse()
+        .map_err(|_| io::Error::other(format!("queue/{name} is {:?}", text.trim())))
+}
+
 /// `BLKDISCARD` of `linux/fs.h`: `_IO(0x12, 119)`.
 const BLKDISCARD: libc::Ioctl = 0x1277;
 
@@ -313,6 +324,18 @@ pub(crate) fn discard(file: &File, offset: u64, len: u64) -> io::Result<()> {
     let range = [offset, len];
     // SAFETY: BLKDISCARD reads two numbers from where it is pointed to.
     match unsafe { libc::ioctl(file.as_raw_fd(), BLKDISCARD, range.as_ptr()) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// `BLKFLSBUF` of `linux/fs.h`: `_IO(0x12, 97)`.
+const BLKFLSBUF: libc::Ioctl = 0x1261;
+
+/// Drops what the page cache has of a block device.
+pub(crate) fn forget_cached(file: &File) -> io::Result<()> {
+    // SAFETY: BLKFLSBUF has no argument.
+    match unsafe { libc::ioctl(file.as_raw_fd(), BLKFLSBUF) } {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),
     }

@@ -34,6 +34,7 @@ pub mod guard;
 pub mod identity;
 pub mod memory;
 mod nvme;
+mod passthrough;
 pub mod shared;
 #[cfg(feature = "spdk")]
 pub mod spdk;

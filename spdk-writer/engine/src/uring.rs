@@ -1,13 +1,18 @@
 // SPDX-License-Identifier: MIT
 
 //! The engine for files and block devices: io_uring, `O_DIRECT`, buffers that
-//! are registered with the kernel once.
+//! are registered with the kernel once. Of an NVMe namespace's generic device
+//! (`/dev/ngXnY`) it gives the controller's own commands, see [`crate::passthrough`].
 
 #![expect(unsafe_code, reason = "the kernel is given addresses")]
 
 use crate::guard::{
     self,
     Force, //
+};
+use crate::passthrough::{
+    self,
+    Generic, //
 };
 use crate::{
     Action,
@@ -21,10 +26,16 @@ use crate::{
     Stats,
     Status, //
 };
+use io_uring::squeue::{
+    Entry,
+    Entry128,
+    PushError, //
+};
 use io_uring::{
     IoUring,
+    Submitter,
+    cqueue,
     opcode,
-    squeue::Entry,
     types, //
 };
 use rustix::fs::{
@@ -77,10 +88,75 @@ pub enum Purpose {
     Own(Force),
 }
 
+/// What the kernel is told of a request.
+enum Told {
+    /// An operation on a file.
+    Operation(Entry),
+    /// A command for the controller.
+    Command(Entry128),
+}
+
+/// A ring, which has to be wide for commands.
+enum Ring {
+    Narrow(IoUring),
+    Wide(IoUring<Entry128, cqueue::Entry32>),
+}
+
+impl Ring {
+    fn new(depth: u32, wide: bool) -> io::Result<Self> {
+        Ok(match wide {
+            false => Self::Narrow(IoUring::new(depth)?),
+            true => Self::Wide(IoUring::builder().build(depth)?),
+        })
+    }
+
+    fn submitter(&self) -> Submitter<'_> {
+        match self {
+            Self::Narrow(ring) => ring.submitter(),
+            Self::Wide(ring) => ring.submitter(),
+        }
+    }
+
+    /// # Safety
+    ///
+    /// What `told` points to stays as it is until it is completed.
+    unsafe fn push(&mut self, told: &Told) -> Result<(), PushError> {
+        match (self, told) {
+            // SAFETY: the caller's promise.
+            (Self::Narrow(ring), Told::Operation(entry)) => unsafe {
+                ring.submission().push(entry)
+            },
+            // SAFETY: as above.
+            (Self::Wide(ring), Told::Operation(entry)) => unsafe {
+                ring.submission().push(&entry.clone().into())
+            },
+            // SAFETY: as above.
+            (Self::Wide(ring), Told::Command(entry)) => unsafe { ring.submission().push(entry) },
+            (Self::Narrow(_), Told::Command(_)) => unreachable!("it is wide for commands"),
+        }
+    }
+
+    /// The next completion: whose, and with what result.
+    fn next(&mut self) -> Option<(u64, i32)> {
+        match self {
+            Self::Narrow(ring) => {
+                let entry = ring.completion().next()?;
+                Some((entry.user_data(), entry.result()))
+            }
+            Self::Wide(ring) => {
+                let entry = ring.completion().next()?;
+                Some((entry.user_data(), entry.result()))
+            }
+        }
+    }
+}
+
 /// An engine on one file or block device.
 pub struct Uring {
-    ring: IoUring,
+    ring: Ring,
     file: File,
+    /// Whose commands are given instead of operations on the file.
+    generic: Option<Generic>,
     identity: Identity,
     memory: Memory,
     /// Whether the kernel knows the memory.
@@ -101,29 +177,41 @@ struct Flying {
     request: Request,
     /// Bytes that are done already: the kernel may do less than it was asked.
     done: u64,
+    /// How often what comes next failed.
+    tries: u32,
     since: Instant,
 }
 
 impl Uring {
-    /// Opens the file or block device at `path`.
+    /// Opens the file, block device or generic NVMe device at `path`.
     ///
     /// # Errors
     ///
     /// [`Error::Device`]: what [`guard::claim`] has against it, or the system.
     pub fn open(path: &Path, purpose: Purpose, options: &Options) -> Result<Self, Error> {
+        let fail = |what| move |error| Error::device(path.to_string_lossy(), what, error);
+        let block = passthrough::block_device(path).map_err(fail("look at it"))?;
+        let target = block.as_deref().unwrap_or(path);
         let file = match purpose {
             Purpose::Read => {
-                let file: OwnedFd =
-                    rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
-                        .map_err(|error| Error::device(path.to_string_lossy(), "open it", error))?;
+                let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+                let file: OwnedFd = rustix::fs::open(target, flags, Mode::empty())
+                    .map_err(|error| fail("open it")(error.into()))?;
                 File::from(file)
             }
-            Purpose::Own(force) => guard::claim(path, force)
+            Purpose::Own(force) => guard::claim(target, force)
                 .map_err(|error| Error::device(path.to_string_lossy(), "take it", error))?,
         };
-        let identity = guard::identify(&file, path)
-            .map_err(|error| Error::device(path.to_string_lossy(), "identify it", error))?;
-        Self::with(file, identity, options)
+        let mut identity = guard::identify(&file, path).map_err(fail("identify it"))?;
+        let mut generic = None;
+        if block.is_some() {
+            let write = purpose != Purpose::Read;
+            let opened = Generic::open(path, &file, identity.block_size, write);
+            let opened = opened.map_err(fail("give it commands"))?;
+            identity.max_transfer = opened.longest;
+            generic = Some(opened);
+        }
+        Self::with(file, generic, identity, options)
     }
 
     /// An engine on a file that is open for reading and writing already and may
@@ -136,10 +224,15 @@ impl Uring {
         let fail = |error| Error::device(name.to_string_lossy(), "identify it", error);
         let mut identity = guard::identify(&file, name).map_err(fail)?;
         identity.size = Identity::GROWS;
-        Self::with(file, identity, options)
+        Self::with(file, None, identity, options)
     }
 
-    fn with(file: File, identity: Identity, options: &Options) -> Result<Self, Error> {
+    fn with(
+        file: File,
+        generic: Option<Generic>,
+        identity: Identity,
+        options: &Options,
+    ) -> Result<Self, Error> {
         let fail = |what| {
             let name = identity.name.clone();
             move |error: io::Error| Error::device(name, what, error)
@@ -147,7 +240,8 @@ impl Uring {
         let depth = options.depth.clamp(1, 4096);
         let is_device = guard::is_block_device(&file).map_err(fail("identify it"))?;
         direct(&file).map_err(fail("bypass the page cache of"))?;
-        let ring = IoUring::new(u32::from(depth)).map_err(fail("set up io_uring for"))?;
+        let ring = Ring::new(u32::from(depth), generic.is_some());
+        let ring = ring.map_err(fail("set up io_uring for"))?;
         let memory =
             Memory::new(options.buffers, options.buffer_size).map_err(fail("get memory for"))?;
         let registered = memory.len() <= MAX_REGISTERED && {
@@ -164,6 +258,7 @@ impl Uring {
         Ok(Self {
             ring,
             file,
+            generic,
             identity,
             memory,
             registered,
@@ -176,7 +271,38 @@ impl Uring {
         })
     }
 
+    /// The controller, for what it is told itself.
+    fn controller(&self, action: Action) -> Option<&Generic> {
+        let generic = self.generic.as_ref();
+        generic.filter(|_| matches!(action, Action::Read | Action::Write | Action::Flush))
+    }
+
+    /// Bytes of the next command of `flying`.
+    fn next_len(&self, flying: &Flying) -> u64 {
+        let generic = self.generic.as_ref();
+        let most = generic.map_or(MAX_COMMAND, |generic| generic.longest);
+        (flying.request.len - flying.done).min(most)
+    }
+
     /// What the kernel is to be told of `flying`, number `index`.
+    fn told(&self, index: usize, flying: &Flying) -> Told {
+        let action = flying.request.action;
+        let Some(generic) = self.controller(action) else {
+            return Told::Operation(self.entry(index, flying));
+        };
+        let buffer = flying.request.buffer.as_ref();
+        let base = buffer.map_or(0, |buffer| buffer.address().as_ptr() as u64);
+        let entry = generic.command(
+            action,
+            flying.request.offset + flying.done,
+            self.next_len(flying),
+            base + flying.done,
+            self.registered,
+        );
+        Told::Command(entry.user_data(index as u64))
+    }
+
+    /// The operation on the file.
     fn entry(&self, index: usize, flying: &Flying) -> Entry {
         let fd = types::Fd(self.file.as_raw_fd());
         let Request {
@@ -188,7 +314,7 @@ impl Uring {
         } = &flying.request;
         let at = offset + flying.done;
         // At most 1 GiB: fits.
-        let rest = (len - flying.done).min(MAX_COMMAND) as u32;
+        let rest = self.next_len(flying) as u32;
         let address = |buffer: &crate::Buffer| {
             // `done` is less than the buffer's length.
             buffer.address().as_ptr().wrapping_add(flying.done as usize)
@@ -237,14 +363,14 @@ impl Uring {
 
     /// Puts number `index` into the submission queue.
     fn push(&mut self, index: usize, flying: Flying) -> Result<(), Error> {
-        let entry = self.entry(index, &flying);
+        let told = self.told(index, &flying);
         self.stats.command(flying.request.action);
         if let Some(slot) = self.flying.get_mut(index) {
             *slot = Some(flying);
         }
         // SAFETY: what the entry points to stays as it is until it comes back:
         // the file is open as long as the ring, and the buffer is in `flying`.
-        while unsafe { self.ring.submission().push(&entry) }.is_err() {
+        while unsafe { self.ring.push(&told) }.is_err() {
             // As many entries as numbers: full only of what nobody told.
             self.kick()?;
         }
@@ -256,10 +382,10 @@ impl Uring {
     fn collect(&mut self, done: &mut Vec<Done>) -> Result<(), Error> {
         done.append(&mut self.early);
         loop {
-            let Some(entry) = self.ring.completion().next() else {
+            let Some((number, result)) = self.ring.next() else {
                 return Ok(());
             };
-            let index = usize::try_from(entry.user_data()).unwrap_or(usize::MAX);
+            let index = usize::try_from(number).unwrap_or(usize::MAX);
             let taken = self.flying.get_mut(index).and_then(Option::take);
             let Some(mut flying) = taken else {
                 return Err(Error::device(
@@ -270,7 +396,17 @@ impl Uring {
             };
             let Request { action, len, .. } = flying.request;
             let has_data = matches!(action, Action::Read | Action::Write);
-            let status = match entry.result() {
+            if self.controller(action).is_some() {
+                let (more, status) = self.answered(&mut flying, result);
+                if more {
+                    self.stats.counts.replays += u64::from(flying.tries > 0);
+                    self.push(index, flying)?;
+                } else {
+                    self.end(index, flying, status, done);
+                }
+                continue;
+            }
+            let status = match result {
                 0 if has_data && flying.done < len => Some(Status::End),
                 result if result >= 0 => {
                     if has_data {
@@ -291,11 +427,33 @@ impl Uring {
                 self.push(index, flying)?;
                 continue;
             }
-            self.idle.push(index);
-            self.stats
-                .done(action, len, flying.since.elapsed(), status.is_none());
-            done.push(answer(&self.identity.name, flying.request, status));
+            self.end(index, flying, status, done);
         }
+    }
+
+    /// Takes in what became of a command: whether there is another one of it to give, and
+    /// how it ended otherwise.
+    fn answered(&self, flying: &mut Flying, result: i32) -> (bool, Option<Status>) {
+        match passthrough::status(result) {
+            Ok(()) => {
+                flying.done += self.next_len(flying);
+                flying.tries = 0;
+                (flying.done < flying.request.len, None)
+            }
+            Err((status, again)) => {
+                flying.tries += 1;
+                (again && flying.tries < passthrough::MAX_TRIES, Some(status))
+            }
+        }
+    }
+
+    /// Number `index` is done.
+    fn end(&mut self, index: usize, flying: Flying, status: Option<Status>, done: &mut Vec<Done>) {
+        self.idle.push(index);
+        let Request { action, len, .. } = flying.request;
+        let took = flying.since.elapsed();
+        self.stats.done(action, len, took, status.is_none());
+        done.push(answer(&self.identity.name, flying.request, status));
     }
 
     /// Discards by `BLKDISCARD`, which waits. What a device cannot do is as good
@@ -385,6 +543,7 @@ impl Engine for Uring {
         let flying = Flying {
             request,
             done: 0,
+            tries: 0,
             since: Instant::now(),
         };
         match self.push(index, flying) {
@@ -402,7 +561,7 @@ impl Engine for Uring {
 
     fn kick(&mut self) -> Result<(), Error> {
         while self.pushed > 0 {
-            match self.ring.submit() {
+            match self.ring.submitter().submit() {
                 Ok(taken) => {
                     self.stats.counts.doorbells += 1;
                     self.pushed = self.pushed.saturating_sub(taken);
@@ -418,7 +577,7 @@ impl Engine for Uring {
         let before = done.len();
         self.collect(done)?;
         while wait && done.len() == before && self.in_flight() > 0 {
-            match self.ring.submit_and_wait(1) {
+            match self.ring.submitter().submit_and_wait(1) {
                 Ok(taken) => self.pushed = self.pushed.saturating_sub(taken),
                 Err(error) if again(&error) => {}
                 Err(error) => return Err(Error::device(&self.identity.name, "use", error)),
@@ -453,6 +612,11 @@ impl Drop for Uring {
                 std::mem::forget(std::mem::take(&mut self.flying));
                 return;
             }
+        }
+        if self.generic.is_some() {
+            // Whoever has it open, too, would read what was there before. Who may give
+            // commands may do this.
+            let _ = guard::forget_cached(&self.file);
         }
     }
 }

@@ -65,6 +65,7 @@ const GROUP: &str = "guest/engine";
 /// 512 KiB per command, drive 1 blocks of 4096 and 16 KiB.
 const FUNCTIONS: &str = r#"
 address() { cat /run/address$1; }
+target() { echo $(address $1)/1; }
 back() { for i in $(seq 100); do [ -b /dev/nvme$1n1 ] && return; sleep 0.1; done; exit 1; }
 same() { [ "$(readlink -f /sys/class/nvme/nvme$1/device)" = "$(readlink -f /sys/bus/pci/devices/$(address $1))" ]; }
 refused() { what=$1; shift
@@ -80,6 +81,7 @@ const CASES: &[Case] = &[
         f.sh("for n in 0 1; do $OBD check --force /dev/nvme${n}n1; done")?;
         Ok(Outcome::Passed)
     }),
+    ("uring-passthrough-checks", passthrough_checks),
     ("vfio-checks", |f| checks(f, "vfio")),
     ("spdk-checks", |f| f.with_spdk(checks)),
     ("vfio-is-refused-what-is-used", |f| {
@@ -87,6 +89,10 @@ const CASES: &[Case] = &[
     }),
     ("spdk-is-refused-what-is-used", |f| {
         f.with_spdk(refused_what_is_used)
+    }),
+    ("uring-passthrough-store-same-bytes", |f| {
+        f.sh(&format!("{GENERIC}; {SAME_BYTES}"))?;
+        Ok(Outcome::Passed)
     }),
     ("vfio-store-same-bytes", |f| store_same_bytes(f, "vfio")),
     ("spdk-store-same-bytes", |f| f.with_spdk(store_same_bytes)),
@@ -190,6 +196,28 @@ fn start(ctx: &Context) -> Result<Fixture> {
     })
 }
 
+/// Commands for the controller by io_uring: the namespaces' generic devices.
+const GENERIC: &str = "E=; target() { echo /dev/ng$1n1; }";
+
+/// What every engine has to pass; what is used is refused; others see what was written.
+fn passthrough_checks(f: &mut Fixture) -> Result<Outcome> {
+    f.sh("for n in 0 1; do
+             exec 3< /dev/nvme${n}n1; head -c 1M <&3 > /run/before
+             $OBD --json check --force /dev/ng${n}n1 > /run/report
+             head -c 1M /dev/nvme${n}n1 > /run/after; exec 3<&-
+             dd if=/dev/nvme${n}n1 bs=1M count=1 iflag=direct 2>/dev/null | cmp - /run/after
+             ! cmp -s /run/before /run/after
+         done
+         grep -q '\"serial\": \"aios1\"' /run/report
+         mkfs.ext4 -q -F /dev/nvme0n1; mkdir -p /mnt/t; mount /dev/nvme0n1 /mnt/t
+         refused 'mounted at /mnt/t' check --force /dev/ng0n1
+         umount /mnt/t
+         refused 'ext4 filesystem; --force' check /dev/ng0n1
+         refused 'neither a file nor a block device' check --force /dev/nvme0
+         dd if=/dev/zero of=/dev/nvme0n1 bs=1M count=1 2>/dev/null")?;
+    Ok(Outcome::Passed)
+}
+
 /// The suite that every engine has to pass.
 fn checks(f: &mut Fixture, engine: &str) -> Result<Outcome> {
     f.sh(&format!(
@@ -240,13 +268,13 @@ cat /usr/bin/*sh >> raw; truncate -s 12M raw; cp raw top
 dd if=/dev/urandom of=top bs=4k seek=100 count=30 conv=notrunc 2>/dev/null
 fallocate -p -o 1M -l 3M top
 $OBD store init --force /dev/nvme0n1 >/dev/null
-$OBD store init --force $E $(address 1)/1 >/dev/null
+$OBD store init --force $E $(target 1) >/dev/null
 for layer in raw top; do
     $OBD store convert --threads 1 -m $layer /dev/nvme0n1 $layer >/dev/null
-    $OBD store convert --threads 3 -m $layer $E $(address 1)/1 $layer >/dev/null
+    $OBD store convert --threads 3 -m $layer $E $(target 1) $layer >/dev/null
 done
 back 1
-$OBD store export $E -o a $(address 0)/1; back 0
+$OBD store export $E -o a $(target 0); back 0
 $OBD store export -o b /dev/nvme1n1; cmp a b
 for n in 0 1; do
     $OBD --json store list /dev/nvme${n}n1 > list$n
@@ -257,7 +285,7 @@ for n in 0 1; do
     done < at$n > bytes$n
 done
 [ $(wc -l < at0) = 2 ]; [ -s bytes0 ]; cmp bytes0 bytes1
-$OBD store merge $E $(address 1)/1 >/dev/null; back 1
+$OBD store merge $E $(target 1) >/dev/null; back 1
 $OBD store export -f -o b /dev/nvme1n1; cmp a b
 $OBD --json store list /dev/nvme1n1 | grep -c '"offset"' | grep -qx 1
 "#;
@@ -334,12 +362,13 @@ fn cost(ctx: &Context) -> Result<Outcome> {
         SCRIPT_TIMEOUT,
     )?;
     let mut all = Vec::new();
-    for engine in ["uring", "vfio", "spdk"] {
+    for engine in ["uring", "vfio", "uring-passthrough", "spdk"] {
         if engine == "spdk" && no_spdk.is_some() {
             continue;
         }
         let device = match engine {
             "uring" => "/dev/nvme0n1".to_owned(),
+            "uring-passthrough" => "/dev/ng0n1".to_owned(),
             _ => format!("--engine {engine} $(cat /run/address)/1"),
         };
         let mut whole = Vec::new();
@@ -347,7 +376,7 @@ fn cost(ctx: &Context) -> Result<Outcome> {
         for mib in COST_MIB {
             let script = format!(
                 "set -e; {GUEST_BINARY} count {} --json check --force --write {mib} {device}; \
-                 for i in $(seq 100); do [ -b /dev/nvme0n1 ] && break; sleep 0.1; done",
+                 for i in $(seq 100); do [ -c /dev/ng0n1 ] && break; sleep 0.1; done",
                 obd.display()
             );
             let text = guest.sh(&script, SCRIPT_TIMEOUT)?;
@@ -372,7 +401,7 @@ fn cost(ctx: &Context) -> Result<Outcome> {
              {} writes, {} {}, {} flushes, {} sleeps",
             count("writes"),
             count("doorbells"),
-            if engine == "uring" {
+            if engine.starts_with("uring") {
                 "calls"
             } else {
                 "doorbells"
