@@ -10,8 +10,12 @@ use crate::open::{
     Stack,
     StackArgs, //
 };
-use crate::write::WriteArgs;
+use crate::write::{
+    HowArgs,
+    WriteArgs, //
+};
 use obd_writer::source::ImageSource;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
@@ -30,7 +34,19 @@ pub(crate) struct Args {
 
 /// Runs `obd commit`.
 pub(crate) fn run(args: &Args, json: bool, interrupted: &Arc<AtomicBool>) -> Result<()> {
-    let stacked = match args.stack.open(interrupted)? {
+    let WriteArgs { output, how } = &args.write;
+    write(&args.stack, output, how, json, interrupted)
+}
+
+/// Writes the layers of `stack` as one, to `output`.
+pub(crate) fn write(
+    stack: &StackArgs,
+    output: &Path,
+    how: &HowArgs,
+    json: bool,
+    interrupted: &Arc<AtomicBool>,
+) -> Result<()> {
+    let stacked = match stack.open(interrupted)? {
         Stack::Image(stacked) => stacked,
         Stack::ZFile(path, _) => {
             return Err(Error::Source {
@@ -41,8 +57,7 @@ pub(crate) fn run(args: &Args, json: bool, interrupted: &Arc<AtomicBool>) -> Res
     };
     let source = ImageSource::new(&stacked.image);
     let parent = source.parent_uuid().try_into().ok();
-    args.write
-        .write(&source, parent, json, interrupted, |error| {
-            stacked.error(error)
-        })
+    how.write(output, &source, parent, json, interrupted, |error| {
+        stacked.error(error)
+    })
 }

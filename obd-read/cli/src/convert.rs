@@ -84,7 +84,8 @@ impl RawArgs {
 /// Runs `obd convert`.
 pub(crate) fn run(args: &Args, json: bool, interrupted: &Arc<AtomicBool>) -> Result<()> {
     let (source, _) = args.raw.open()?;
-    args.write.write(&source, None, json, interrupted, |error| {
+    let WriteArgs { output, how } = &args.write;
+    how.write(output, &source, None, json, interrupted, |error| {
         Error::io("read", args.raw.path(), error)
     })
 }

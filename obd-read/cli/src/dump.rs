@@ -2,6 +2,7 @@
 
 //! `obd dump` and `obd merge`: lists of blocks and segments.
 
+use crate::commit;
 use crate::error::{
     Error,
     Result, //
@@ -11,6 +12,7 @@ use crate::open::{
     Stack,
     StackArgs, //
 };
+use crate::write::HowArgs;
 use obd_core::lsmt::{
     Opened,
     Segment, //
@@ -36,11 +38,19 @@ pub(crate) struct Args {
     blocks: bool,
 }
 
-/// Merge layers' indexes and list the result: which range is in which layer.
+/// Merge layers' indexes and list the result: which range is in which layer. With
+/// --output, write them as one layer instead, as `commit` does.
 #[derive(clap::Args)]
 pub(crate) struct MergeArgs {
     #[command(flatten)]
     stack: StackArgs,
+
+    /// The layer to write.
+    #[arg(short, long, value_name = "LAYER")]
+    output: Option<PathBuf>,
+
+    #[command(flatten)]
+    how: HowArgs,
 }
 
 /// A line of a list of segments; sectors of 512 bytes.
@@ -167,6 +177,9 @@ pub(crate) fn run(args: &Args, json: bool) -> Result<()> {
 
 /// Runs `obd merge`.
 pub(crate) fn merge(args: &MergeArgs, json: bool, interrupted: &Arc<AtomicBool>) -> Result<()> {
+    if let Some(output) = &args.output {
+        return commit::write(&args.stack, output, &args.how, json, interrupted);
+    }
     match args.stack.open(interrupted)? {
         Stack::Image(stacked) => {
             let index = stacked.image.index();

@@ -49,13 +49,20 @@ use std::time::{
 };
 use uuid::Uuid;
 
-/// How a layer is written.
+/// A layer that is written, and how.
 #[derive(clap::Args)]
 pub(crate) struct WriteArgs {
     /// The layer to write.
     #[arg(short, long, value_name = "LAYER")]
     pub(crate) output: PathBuf,
 
+    #[command(flatten)]
+    pub(crate) how: HowArgs,
+}
+
+/// How a layer is written.
+#[derive(clap::Args)]
+pub(crate) struct HowArgs {
     /// Replace the file if it exists.
     #[arg(short, long)]
     force: bool,
@@ -148,11 +155,12 @@ pub(crate) struct Written<'a> {
     engine: Option<Summary>,
 }
 
-impl WriteArgs {
-    /// Writes what `source` holds and says so; `parent` is the UUID of the layer
-    /// below as the source has it, `explain` an error of the source.
+impl HowArgs {
+    /// Writes what `source` holds to `path` and says so; `parent` is the UUID of the
+    /// layer below as the source has it, `explain` an error of the source.
     pub(crate) fn write<S>(
         &self,
+        path: &Path,
         source: &S,
         parent: Option<[u8; 36]>,
         json: bool,
@@ -166,7 +174,6 @@ impl WriteArgs {
             tar: self.tar,
             ..self.layer.options(parent)
         };
-        let path = &self.output;
         let clock = Clock::start();
         let sink = FileSink::create(path, self.force).map_err(target_error)?;
         let mut shown = Shown::new("write", interrupted);

@@ -146,6 +146,8 @@ fn commit_as_upstream_does() {
     json_of(dir, &["export", "-o", "merged", "one"]);
     assert!(fs::read(dir.join("stacked")).unwrap() == fs::read(dir.join("merged")).unwrap());
     assert_eq!(names(dir), ["again", "layer", "merged", "one", "stacked"]);
+    json_of(dir, &[&["merge", "-o", "two"], &files[..]].concat());
+    assert!(fs::read(dir.join("one")).unwrap() == fs::read(dir.join("two")).unwrap());
 }
 
 #[test]
