@@ -122,6 +122,13 @@ impl Write {
 }
 
 impl History {
+    /// Says that the drives had no volatile cache: what was complete was durable.
+    pub fn complete_is_durable(&mut self) {
+        for write in &mut self.writes {
+            write.fua = true;
+        }
+    }
+
     /// Puts together the logs of the drives, the log of the drive that markers
     /// were written to, and the write commands that the guest's driver sent, in
     /// its order. QEMU's NVMe drive drops FUA; only the guest knows of it.

@@ -48,11 +48,14 @@ impl Mutant {
 
     /// Whether it breaks this recording.
     pub fn breaks(self, recording: &Recording) -> bool {
+        // Without a volatile cache there is none.
+        let flushes = !recording.history.flushes.is_empty();
         match self {
-            // Only in files data can be told from the rest.
-            Self::CommitBeforeData => matches!(recording.subject, Subject::Files(..)),
+            // Only in files data can be told from the rest, and the commit record by its FUA.
+            Self::CommitBeforeData => flushes && matches!(recording.subject, Subject::Files(..)),
             Self::FileSystemFlushDropped => recording.journal.is_some(),
-            Self::FlushDropped | Self::FuaDropped | Self::AcknowledgedEarly => true,
+            Self::FlushDropped => flushes,
+            Self::FuaDropped | Self::AcknowledgedEarly => true,
         }
     }
 

@@ -463,6 +463,22 @@ mod tests {
     }
 
     #[test]
+    fn test_enumerate_without_a_cache_only_what_is_under_way_may_be_lost() {
+        let mut history = History {
+            writes: vec![write(0, 1, (1, 2), false), write(1, 2, (3, 9), false)],
+            marks: vec![Mark {
+                time: 5,
+                thread: 0,
+                op: 0,
+            }],
+            ..History::default()
+        };
+        history.complete_is_durable();
+        let lost = [[1, 0], [1, 2]].map(Vec::from);
+        assert_eq!(acknowledged(&history), HashSet::from(lost));
+    }
+
+    #[test]
     fn test_enumerate_older_survivor_never_overwrites_a_newer_one() {
         let history = History {
             writes: vec![write(0, 1, (1, 2), false), write(0, 2, (3, 4), true)],

@@ -39,8 +39,6 @@ use std::thread::{
 
 /// States that one thread judges in a row: their bases are close together.
 const CHUNK: usize = 32;
-/// States of a mutant that are tried for each recording.
-const MUTANT_STATES: usize = 120;
 
 /// Some states of a recording, and which configuration it belongs to.
 struct Work {
@@ -56,6 +54,8 @@ pub(super) struct Failure {
     pub(super) violation: Violation,
     /// Which configuration it belongs to.
     pub(super) configuration: usize,
+    /// Whether the guest's kernel has recovered it, not e2fsck.
+    pub(super) mounted: bool,
 }
 
 /// Threads that judge states.
@@ -140,6 +140,7 @@ fn judge(work: &Mutex<Receiver<Work>>, size: usize, bar: &ProgressBar) -> Result
                     state,
                     violation,
                     configuration: work.configuration,
+                    mounted: false,
                 });
             }
         }
@@ -149,13 +150,16 @@ fn judge(work: &Mutex<Receiver<Work>>, size: usize, bar: &ProgressBar) -> Result
 /// States that were checked, and what was found wrong.
 pub(super) type Caught = (u64, Option<String>);
 
-/// Looks for a broken promise in `recordings` broken by `mutant`.
-pub(super) fn catch(mutant: Mutant, recordings: &[Arc<Recording>], seed: u64) -> Result<Caught> {
+/// Looks for a broken promise in `recordings` broken by `mutant`: `judge` says what is
+/// wrong with a state, of which so many of each recording are tried.
+pub(super) fn catch(
+    mutant: Mutant,
+    recordings: &[Arc<Recording>],
+    seed: u64,
+    states: usize,
+    mut judge: impl FnMut(&Arc<Recording>, &State) -> Result<Option<Violation>>,
+) -> Result<Caught> {
     let mut tried = 0;
-    let size = recordings
-        .first()
-        .map_or(0, |recording| recording.initial.len());
-    let mut checker = Checker::new(size).map_err(ours)?;
     for recording in recordings.iter().filter(|it| mutant.breaks(it)) {
         let history: History = mutant.apply(recording).map_err(Error::new)?;
         let broken = Arc::new(recording.with(history));
@@ -164,11 +168,11 @@ pub(super) fn catch(mutant: Mutant, recordings: &[Arc<Recording>], seed: u64) ->
             Hashes::new(&broken.initial),
             &mut Seen::default(),
             &mut Rng::with_seed(seed),
-            MUTANT_STATES,
+            states,
         );
         for state in states {
             tried += 1;
-            if let Err(violation) = checker.check(&broken, &state).map_err(ours)? {
+            if let Some(violation) = judge(&broken, &state)? {
                 return Ok((tried, Some(violation.to_string())));
             }
         }

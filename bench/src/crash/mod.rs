@@ -31,7 +31,9 @@ use crate::setup::{
 use crate::stack::Stack;
 use aios_crash::check::{
     Checker,
-    Recording, //
+    Kind,
+    Recording,
+    Violation, //
 };
 use aios_crash::mutant::Mutant;
 use aios_crash::recover;
@@ -78,9 +80,15 @@ use std::time::{
 
 /// States of one recording, at most: many workloads tell more than many states
 /// of one.
-const PER_RECORDING: usize = 160;
-/// The same where the guest's kernel has to mount each, which takes a second.
-const PER_MOUNTED: usize = 6;
+const PER_RECORDING: u32 = 160;
+/// The same of a short run, which is to have all kinds of plans, too.
+const PER_SHORT: u32 = 40;
+/// One of so many where the guest's kernel has to mount each, which takes longer, and
+/// other modes have enough.
+const MOUNTED: u32 = 4;
+/// States of a mutant that are tried for each recording, and how many if each is mounted.
+const MUTANT_STATES: usize = 120;
+const MOUNTED_MUTANT_STATES: usize = 20;
 /// Recordings without a state that is new before a run gives up.
 const VAIN: u32 = 20;
 /// Recordings of each run that mutants are made of.
@@ -116,7 +124,8 @@ pub(crate) struct Args {
     #[arg(long, value_name = "BZIMAGE")]
     kernel: Option<PathBuf>,
     /// Build a kernel with known defects, and say which of them are found.
-    #[arg(long, conflicts_with_all = ["states", "minutes", "stack", "mode", "lbio_writes", "kernel"])]
+    #[arg(long, conflicts_with_all = ["states", "minutes", "stack", "mode", "lbio_writes", "kernel",
+        "per_recording"])]
     mutants: bool,
     /// Print the result as JSON.
     #[arg(long)]
@@ -125,6 +134,11 @@ pub(crate) struct Args {
     /// the cache].
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
+    /// States of one recording, at most; a quarter of that where a kernel has to mount each
+    /// and there are other modes.
+    #[arg(long, value_name = "N", default_value_t = PER_RECORDING,
+        value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    per_recording: u32,
 }
 
 impl Args {
@@ -142,6 +156,7 @@ impl Args {
             mutants: false,
             json: false,
             out: Some(out),
+            per_recording: PER_SHORT,
         }
     }
 
@@ -281,6 +296,7 @@ fn explore(ctx: &Context, args: &Args) -> Result<Option<Report>> {
             ..Report::default()
         },
         kept: Vec::new(),
+        mounted: args.modes().iter().all(|mode| mode.is_mounted()),
     };
     let failures = thread::scope(|scope| {
         let pool = Pool::new(scope, SIZE, &bar);
@@ -314,6 +330,8 @@ struct Run<'a> {
     report: Report,
     /// What mutants are made of.
     kept: Vec<Arc<Recording>>,
+    /// Whether the guest's kernel judges all, mutants too.
+    mounted: bool,
 }
 
 /// A state for the guest's kernel to mount.
@@ -371,6 +389,9 @@ impl Run<'_> {
             self.left = self.left.saturating_sub(begin.elapsed());
             // Those of the stacks before, too: each kernel recovers the others'.
             failures.append(&mut self.mount(&mut recorder, &samples)?);
+            if self.mounted {
+                self.mounted_mutants(&mut recorder)?;
+            }
             recorder.shutdown()?;
         }
         Ok(failures)
@@ -417,10 +438,12 @@ impl Run<'_> {
             let recording = Arc::new(recorder.record(mode, &plan)?);
             let mut rng = Rng::with_seed(self.args.seed ^ number);
             let most = match mode.is_mounted() {
-                true if modes.len() > 1 => PER_MOUNTED,
-                _ => PER_RECORDING,
+                true if modes.len() > 1 => (self.args.per_recording / MOUNTED).max(1),
+                _ => self.args.per_recording,
             };
-            let limit = usize::try_from(missing).unwrap_or(usize::MAX).min(most);
+            let limit = usize::try_from(missing)
+                .unwrap_or(usize::MAX)
+                .min(most as usize);
             let before = self.seen.images();
             let states = enumerate(
                 &recording.history,
@@ -449,7 +472,9 @@ impl Run<'_> {
                 state: state.clone(),
                 configuration: first + which,
             }));
-            if self.kept.len() < MUTATED {
+            // Without a cache there is less to break.
+            let is_best = mode.is_cached() || !modes.iter().any(|mode| mode.is_cached());
+            if self.kept.len() < MUTATED && is_best && mode.is_mounted() == self.mounted {
                 self.kept.push(Arc::clone(&recording));
             }
             if !mode.is_mounted() {
@@ -485,6 +510,7 @@ impl Run<'_> {
                     state: sample.state.clone(),
                     violation,
                     configuration: sample.configuration,
+                    mounted: true,
                 });
             }
             self.report.mounted += 1;
@@ -494,22 +520,22 @@ impl Run<'_> {
 
     /// Every mutant must be caught.
     fn mutants(&mut self) -> Result<()> {
+        if self.mounted {
+            return Ok(());
+        }
         let (kept, seed) = (&self.kept, self.args.seed);
+        let catch_one = |mutant| {
+            let mut checker = Checker::new(SIZE).map_err(ours)?;
+            let caught = catch(mutant, kept, seed, MUTANT_STATES, |recording, state| {
+                Ok(checker.check(recording, state).map_err(ours)?.err())
+            });
+            Ok(MutantReport::new(mutant, caught?))
+        };
         let results: Vec<Result<MutantReport>> = thread::scope(|scope| {
             let broken = |mutant: &Mutant| kept.iter().any(|it| mutant.breaks(it));
             let mutants = Mutant::ALL.into_iter().filter(broken);
             let threads: Vec<_> = mutants
-                .map(|mutant| {
-                    scope.spawn(move || {
-                        let (states, found) = catch(mutant, kept, seed)?;
-                        Ok(MutantReport {
-                            name: mutant.name(),
-                            caught: found.is_some(),
-                            states,
-                            found,
-                        })
-                    })
-                })
+                .map(|mutant| scope.spawn(move || catch_one(mutant)))
                 .collect();
             threads
                 .into_iter()
@@ -521,6 +547,35 @@ impl Run<'_> {
                 .collect()
         });
         self.report.mutants = results.into_iter().collect::<Result<_>>()?;
+        Ok(())
+    }
+
+    /// The same where the guest's kernel recovers each state: what it does not mount is
+    /// caught, too.
+    fn mounted_mutants(&mut self, recorder: &mut Recorder) -> Result<()> {
+        let mode = self.args.modes()[0];
+        let mut checker = Checker::new(SIZE).map_err(ours)?;
+        let mut judge = |recording: &Arc<Recording>, state: &State| {
+            interrupt::check()?;
+            let image = checker.image(recording, state).to_vec();
+            let image = match recorder.mount(mode, &image) {
+                Ok(image) => image,
+                Err(error) => {
+                    let (kind, what) = (Kind::Unclean, error.to_string());
+                    return Ok(Some(Violation { kind, what }));
+                }
+            };
+            let judged = checker.check_image(recording, state.marks, &image);
+            Ok(judged.map_err(ours)?.err())
+        };
+        self.report.mutants.clear();
+        for mutant in Mutant::ALL {
+            if self.kept.iter().any(|it| mutant.breaks(it)) {
+                let (kept, seed) = (&self.kept, self.args.seed);
+                let caught = catch(mutant, kept, seed, MOUNTED_MUTANT_STATES, &mut judge)?;
+                self.report.mutants.push(MutantReport::new(mutant, caught));
+            }
+        }
         Ok(())
     }
 
@@ -548,9 +603,13 @@ impl Run<'_> {
                 state,
                 violation,
                 configuration,
+                mounted,
             } = failure;
-            let (state, violation) =
-                shrink(&mut checker, recording, state, violation).map_err(ours)?;
+            let (state, violation) = match mounted {
+                // What e2fsck makes of fewer losses says nothing of what a kernel does.
+                true => (state.clone(), violation.clone()),
+                false => shrink(&mut checker, recording, state, violation).map_err(ours)?,
+            };
             let image = checker.image(recording, &state);
             let (drive, journal) = image.split_at(recording.journal.unwrap_or(image.len()));
             let path = self.out.join(format!("violation-{}.img", told.len()));

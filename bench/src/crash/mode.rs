@@ -68,6 +68,12 @@ pub(super) enum Mode {
     /// The same, in plans whose fast commits hold inodes alone.
     // Of others, neither 7.3.4 nor e2fsck replays all that was synced.
     FastCommitPlain,
+    /// data=ordered on a drive without a volatile cache: what it has answered is durable.
+    WriteThrough,
+    /// The same with fast commits, in plans as those of fast-commit-plain.
+    FastCommitThrough,
+    /// data=ordered without checksums of metadata and journal.
+    NoChecksums,
     /// data=writeback.
     Writeback,
     /// data=journal.
@@ -101,10 +107,13 @@ pub(super) struct Files {
 impl Mode {
     /// All of them but `FastCommit`, which no kernel recovers as it should, `ExternalStrict`,
     /// which none keeps, and `RwDisk`, which is about what is on the file system.
-    pub(super) const ALL: [Self; 9] = [
+    pub(super) const ALL: [Self; 12] = [
         Self::Ordered,
         Self::DioreadLock,
         Self::FastCommitPlain,
+        Self::WriteThrough,
+        Self::FastCommitThrough,
+        Self::NoChecksums,
         Self::Writeback,
         Self::Journal,
         Self::ExternalJournal,
@@ -120,6 +129,9 @@ impl Mode {
             Self::DioreadLock => "dioread-lock",
             Self::FastCommit => "fast-commit",
             Self::FastCommitPlain => "fast-commit-plain",
+            Self::WriteThrough => "write-through",
+            Self::FastCommitThrough => "fast-commit-through",
+            Self::NoChecksums => "no-checksums",
             Self::Writeback => "writeback",
             Self::Journal => "journal",
             Self::ExternalJournal => "external-journal",
@@ -137,6 +149,9 @@ impl Mode {
             Self::Ordered
             | Self::FastCommit
             | Self::FastCommitPlain
+            | Self::WriteThrough
+            | Self::FastCommitThrough
+            | Self::NoChecksums
             | Self::ExternalJournal
             | Self::ExternalStrict
             | Self::Rocksdb
@@ -150,7 +165,7 @@ impl Mode {
     /// Plan number `number` of a run that was given `seed`.
     pub(super) fn plan(self, seed: u64, number: u64) -> Plan {
         match self {
-            Self::FastCommitPlain => generate::plain(seed, number),
+            Self::FastCommitPlain | Self::FastCommitThrough => generate::plain(seed, number),
             Self::Rocksdb => database::plan(seed, number),
             Self::RwDisk => disk::plan(seed, number),
             _ => generate::plan(seed, number),
@@ -171,7 +186,15 @@ impl Mode {
     /// Whether each state is recovered by the guest's kernel, and not by e2fsck,
     /// which loses inodes that a fast commit changes before they are checkpointed.
     pub(super) fn is_mounted(self) -> bool {
-        self == Self::FastCommitPlain
+        matches!(
+            self,
+            Self::FastCommit | Self::FastCommitPlain | Self::FastCommitThrough
+        )
+    }
+
+    /// Whether the kernel is to take the drives' caches for volatile.
+    pub(super) fn is_cached(self) -> bool {
+        !matches!(self, Self::WriteThrough | Self::FastCommitThrough)
     }
 
     /// What must be there after `plan`.
@@ -200,7 +223,8 @@ impl Mode {
             _ => "root",
         });
         let features = match self {
-            Self::FastCommit | Self::FastCommitPlain => "fast_commit",
+            Self::FastCommit | Self::FastCommitPlain | Self::FastCommitThrough => "fast_commit",
+            Self::NoChecksums => "^metadata_csum,^fast_commit",
             _ if self.journal().is_some() => "^has_journal,^fast_commit",
             _ => "^fast_commit",
         };

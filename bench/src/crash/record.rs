@@ -277,7 +277,10 @@ impl Recorder {
             .zip(records)
             .map(|(bytes, records)| Log { bytes, records })
             .collect();
-        let history = History::new(&drives, &logs.markers, &sent.concat()).map_err(ours)?;
+        let mut history = History::new(&drives, &logs.markers, &sent.concat()).map_err(ours)?;
+        if !mode.is_cached() {
+            history.complete_is_durable();
+        }
         let syncs = plan.threads.iter().flatten().filter(|op| op.is_sync());
         if syncs.count() != history.marks.len() {
             return Err(Error::new("the recording lacks acknowledgements"));
@@ -347,8 +350,9 @@ impl Recorder {
             _ => String::new(),
         };
         let done = self.guest.sh(
+            // One that could not be read through may have been left.
             &format!(
-                "{}\nfind {MOUNT} -type f -exec cat {{}} + >/dev/null\n{disk}umount {MOUNT}\n",
+                "umount -q {MOUNT} || :\n{}\nfind {MOUNT} -type f -exec cat {{}} + >/dev/null\n{disk}umount {MOUNT}\n",
                 self.mount_line(mode)
             ),
             PATIENCE,
@@ -427,8 +431,13 @@ impl Recorder {
             }
             Stack::Native | Stack::Off => String::new(),
         };
+        let cache = match mode.is_cached() {
+            true => "back",
+            false => "through",
+        };
         format!(
-            "mount -t ext4 -o {} /dev/{DRIVE} {MOUNT}{knobs}",
+            "echo write {cache} > /sys/block/{DRIVE}/queue/write_cache\n\
+             mount -t ext4 -o {} /dev/{DRIVE} {MOUNT}{knobs}",
             options.join(",")
         )
     }

@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: MIT
 //! What was explored, as JSON and as text.
 
+use super::explore::Caught;
 use super::mode::Mode;
 use crate::stack::Stack;
+use aios_crash::mutant::Mutant;
 use serde::Serialize;
 use std::fmt::Write as _;
 
@@ -38,7 +40,8 @@ pub(super) struct Configuration {
     pub(super) mode: Mode,
     /// Workloads that were recorded.
     pub(super) recordings: u64,
-    /// Writes that carried FUA, of all that were recorded.
+    /// Writes that were durable when they were complete, by FUA or as there is no cache, of all
+    /// that were recorded.
     pub(super) fua_writes: u64,
     /// Writes that were recorded.
     pub(super) writes: u64,
@@ -61,6 +64,17 @@ pub(super) struct MutantReport {
     pub(super) states: u64,
     /// What was wrong.
     pub(super) found: Option<String>,
+}
+
+impl MutantReport {
+    pub(super) fn new(mutant: Mutant, (states, found): Caught) -> Self {
+        Self {
+            name: mutant.name(),
+            caught: found.is_some(),
+            states,
+            found,
+        }
+    }
 }
 
 impl Report {
