@@ -161,7 +161,10 @@ fn build_obd(ctx: &Context) -> Result<(PathBuf, Option<String>)> {
 }
 
 fn start(ctx: &Context) -> Result<Fixture> {
-    setup::ensure(ctx, &[Need::Build, Need::Boot, Need::Workloads])?;
+    setup::ensure(
+        ctx,
+        &[Need::Build, Need::Boot, Need::Workloads, Need::Mapper],
+    )?;
     let (obd, no_spdk) = build_obd(ctx)?;
     let built = kernel::build(ctx, Flavour::Native, Variant::Bench, None)?;
     let out = ctx.cache_dir("test")?;
@@ -242,6 +245,15 @@ for force in '' --force; do
 done
 umount /mnt/t
 refused 'ext4 filesystem; --force' check $E $(address 0)/1
+dmsetup create low --table '0 8192 linear /dev/nvme0n1 0'
+for device in "$E $(address 0)/1" /dev/nvme0n1 /dev/ng0n1; do
+    refused 'is made of it' check --force $device
+done
+dmsetup remove low; addpart /dev/nvme0n1 1 2048 4096
+for device in "$E $(address 0)/1" /dev/nvme0n1 /dev/ng0n1; do
+    refused 'has the partition nvme0n1p1; --force' check $device
+done
+delpart /dev/nvme0n1 1
 refused 'ext4 filesystem; --force' store init /dev/nvme0n1
 refused 'no layer store\|ext4 filesystem' store list /dev/nvme0n1
 refused 'name the namespace' check --force $E $(address 0)
