@@ -4,7 +4,10 @@
 
 use crate::cache::Origin;
 use crate::platform::Crc;
-use core::fmt;
+use core::{
+    fmt,
+    ops::Range, //
+};
 use kernel::{
     bindings,
     block::{
@@ -46,10 +49,44 @@ use obd_core::{
 /// The file system that devices are configured in.
 const CONFIGFS_MAGIC: u64 = bindings::CONFIGFS_MAGIC as u64;
 
+/// Where a blob is: a file or block device, `PATH`, or so many bytes of it, `START+LEN PATH`. Paths
+/// are absolute: what others would be relative to is chance, the folder of who attaches.
+pub(crate) struct Place<'a> {
+    part: Option<Range<u64>>,
+    path: &'a CStr,
+}
+
+impl<'a> Place<'a> {
+    /// What `text` says.
+    pub(crate) fn parse(text: &'a CStr) -> Result<Self> {
+        let bytes = text.to_bytes_with_nul();
+        if bytes.starts_with(b"/") {
+            let part = None;
+            return Ok(Self { part, path: text });
+        }
+        let space = bytes.iter().position(|byte| *byte == b' ').ok_or(EINVAL)?;
+        let (part, path) = bytes.split_at(space);
+        let part = core::str::from_utf8(part).map_err(|_| EINVAL)?;
+        let (start, len) = part.split_once('+').ok_or(EINVAL)?;
+        let start: u64 = start.parse().map_err(|_| EINVAL)?;
+        let len: u64 = len.parse().map_err(|_| EINVAL)?;
+        let end = start.checked_add(len).ok_or(EINVAL)?;
+        let path = path
+            .strip_prefix(b" ")
+            .filter(|path| path.starts_with(b"/"));
+        Ok(Self {
+            part: Some(start..end),
+            path: CStr::from_bytes_with_nul(path.ok_or(EINVAL)?).map_err(|_| EINVAL)?,
+        })
+    }
+}
+
 /// An open blob; its size is what it was when it was opened. A clone is the same open file.
 #[derive(Clone)]
 pub(crate) struct Blob {
     file: ARef<File>,
+    /// Where it begins in the file, bytes.
+    start: u64,
     size: u64,
     /// How it is read past the page cache, if it is a regular file that can be.
     direct: Option<DirectAlignment>,
@@ -57,11 +94,12 @@ pub(crate) struct Blob {
 }
 
 impl Blob {
-    /// Opens the regular file or block device at `path`, as the current task.
+    /// Opens what is at `place`, in a regular file or a block device, as the current task.
     ///
     /// Whether the task may read it is decided here: later reads ask nobody, neither security
     /// modules nor watchers in user space (fanotify), which must not hold up a disk.
-    pub(crate) fn open(path: &CStr) -> Result<Self> {
+    pub(crate) fn open(place: &CStr) -> Result<Self> {
+        let Place { part, path } = Place::parse(place)?;
         let path = Self::lookup(path)?;
         let file_type = path.file_type();
         // What is neither file nor disk must not be opened at all, which may wait for somebody (a
@@ -82,8 +120,14 @@ impl Blob {
             // It is read past its page cache.
             device.sync()?;
         }
+        let (start, size) = match &part {
+            Some(part) if part.end > file.size() => return Err(ENODATA),
+            Some(part) => (part.start, part.end - part.start),
+            None => (0, file.size()),
+        };
         let blob = Self {
-            size: file.size(),
+            start,
+            size,
             direct: match file_type {
                 FileType::Regular => file.direct_alignment(),
                 _ => None,
@@ -92,7 +136,7 @@ impl Blob {
             origin: Origin::new()?,
         };
         match file_type {
-            FileType::BlockDevice => blob.shrink(),
+            FileType::BlockDevice if part.is_none() => blob.shrink(),
             _ => Ok(blob),
         }
     }
@@ -145,23 +189,21 @@ impl Blob {
         size.filter(|size| *size <= SLACK / 2).unwrap_or(1)
     }
 
-    /// Reads from a file past the page cache, if it is aligned as that needs, and returns whether
+    /// Reads from the file past the page cache, if it is aligned as that needs, and returns whether
     /// the first `least` bytes are in `buf`: what is rounded up may go beyond the end of the file.
+    /// `at` is a place in the file, as everywhere below but in [`Source`].
     ///
     /// Whatever else comes in between, such as a lock, is no error: the page cache has no need of
     /// any of that.
-    fn read_direct(&self, offset: u64, buf: &mut [u8], least: usize) -> bool {
+    fn read_direct(&self, at: u64, buf: &mut [u8], least: usize) -> bool {
         let Some(alignment) = self.direct else {
             return false;
         };
         let blocks = alignment.blocks - 1;
-        offset & blocks as u64 == 0
+        at & blocks as u64 == 0
             && buf.len() & blocks == 0
             && buf.as_ptr().addr() & (alignment.memory - 1) == 0
-            && self
-                .file
-                .read_direct(buf, offset)
-                .is_ok_and(|got| got >= least)
+            && self.file.read_direct(buf, at).is_ok_and(|got| got >= least)
     }
 
     /// The device that it is on, and the blocks of it around `len` bytes at `offset`, if they are
@@ -169,7 +211,12 @@ impl Blob {
     pub(crate) fn on_device(&self, offset: u64, len: usize) -> Option<(&BlockDevice, Blocks)> {
         let granule = self.granule();
         let device = self.device().filter(|_| granule > 1)?;
-        Some((device, Blocks::around(offset, len, granule)))
+        Some((device, Blocks::around(self.place(offset), len, granule)))
+    }
+
+    /// Where in the file `offset` of the blob is. What has no place there reads as behind its end.
+    fn place(&self, offset: u64) -> u64 {
+        self.start.saturating_add(offset)
     }
 
     /// Reads whole blocks into pages of LBIO's, if that reads the drive, and they are few.
@@ -178,9 +225,8 @@ impl Blob {
         lbio::read(device, blocks.start >> SECTOR_SHIFT, pages)
     }
 
-    /// Fills `buf` from `offset` on, through the page cache.
-    fn read_cached(&self, offset: u64, buf: &mut [u8]) -> Result<(), ReadError> {
-        let mut at = offset;
+    /// Fills `buf` from `at` on, through the page cache.
+    fn read_cached(&self, mut at: u64, buf: &mut [u8]) -> Result<(), ReadError> {
         let mut rest = buf;
         while !rest.is_empty() {
             let got = self.file.read_at_unchecked(rest, at).map_err(ReadError)?;
@@ -192,6 +238,20 @@ impl Blob {
             rest = rest.get_mut(got..).unwrap_or_default();
         }
         Ok(())
+    }
+
+    /// Fills `buf` from `at` on.
+    fn read_at(&self, at: u64, buf: &mut [u8]) -> Result<(), ReadError> {
+        if let Some(device) = self.device() {
+            let sector = at >> SECTOR_SHIFT;
+            if at == sector << SECTOR_SHIFT && device.can_read(sector, buf.len(), buf.as_ptr()) {
+                return device.read(sector, buf).map_err(ReadError);
+            }
+        }
+        if self.read_direct(at, buf, buf.len()) {
+            return Ok(());
+        }
+        self.read_cached(at, buf)
     }
 
     /// A device may be larger than the zfile on it, which says how long it is if its header was
@@ -210,28 +270,19 @@ impl Source for Blob {
     }
 
     fn read_exact_at(&self, offset: u64, buf: &mut [u8]) -> Result<(), ReadError> {
-        if let Some(device) = self.device() {
-            let sector = offset >> SECTOR_SHIFT;
-            if offset == sector << SECTOR_SHIFT && device.can_read(sector, buf.len(), buf.as_ptr())
-            {
-                return device.read(sector, buf).map_err(ReadError);
-            }
-        }
-        if self.read_direct(offset, buf, buf.len()) {
-            return Ok(());
-        }
-        self.read_cached(offset, buf)
+        self.read_at(self.place(offset), buf)
     }
 
     /// Past the page cache, reads the blocks around it: what is compressed is never aligned.
     fn read_around(&self, offset: u64, len: usize, room: &mut [u8]) -> Result<usize, ReadError> {
-        let blocks = Blocks::around(offset, len, self.granule());
+        let at = self.place(offset);
+        let blocks = Blocks::around(at, len, self.granule());
         let room = room.get_mut(..blocks.len).ok_or(ReadError(EINVAL))?;
         if self.device().is_some() {
-            self.read_exact_at(blocks.start, room)?;
+            self.read_at(blocks.start, room)?;
         } else if !self.read_direct(blocks.start, room, blocks.skip + len) {
             let wanted = room.get_mut(blocks.skip..blocks.skip + len);
-            self.read_cached(offset, wanted.ok_or(ReadError(EINVAL))?)?;
+            self.read_cached(at, wanted.ok_or(ReadError(EINVAL))?)?;
         }
         Ok(blocks.skip)
     }
@@ -245,7 +296,7 @@ impl Source for Blob {
         then: impl FnOnce(&[u8]) -> T,
     ) -> Result<T, ReadError> {
         let granule = self.granule();
-        let blocks = Blocks::around(offset, len, granule);
+        let blocks = Blocks::around(self.place(offset), len, granule);
         let pages = self
             .device()
             .filter(|_| granule > 1)

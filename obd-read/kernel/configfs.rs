@@ -4,7 +4,7 @@
 //!
 //! | file | |
 //! |---|---|
-//! | `layers` | absolute paths, bottom to top, one per line; writes add, an empty line clears |
+//! | `layers` | absolute paths, bottom to top, one per line, see [`Place`]; an empty line clears |
 //! | `zfile` | 1: `layers` is one zfile, whose content is the device |
 //! | `power` | 1 attaches, 0 detaches |
 //! | `exchange` | `FIRST NR PATH`: puts a layer in place of those from FIRST on, while attached |
@@ -42,6 +42,7 @@
 //! from: so it waits for no read, but hands its disk to a workqueue. `power` holds
 //! that of the device's own files, for which `rmdir` of this device waits.
 
+use crate::blob::Place;
 use crate::cache;
 use crate::content::{
     Content,
@@ -369,10 +370,6 @@ impl State {
             if line.is_empty() {
                 continue;
             }
-            // What it would be relative to is chance: the folder of who attaches.
-            if !line.starts_with(b"/") {
-                return Err(EINVAL);
-            }
             if self.paths.len() >= MAX_LAYERS || self.paths_len + line.len() > MAX_PATHS {
                 return Err(E2BIG);
             }
@@ -380,6 +377,7 @@ impl State {
             path.extend_from_slice(line, GFP_KERNEL)?;
             path.push(0, GFP_KERNEL)?;
             let path = CStr::from_bytes_with_nul(&path).map_err(|_| EINVAL)?;
+            Place::parse(path)?;
             self.paths.push(path.try_into()?, GFP_KERNEL)?;
             self.paths_len += line.len();
         }
@@ -805,13 +803,14 @@ impl AttributeOperations<6> for Config {
         let first = number().ok_or(EINVAL)?;
         let nr = number().ok_or(EINVAL)?;
         let path = words.next().ok_or(EINVAL)?;
-        if !path.starts_with(b"/") || path.contains(&b'\n') {
+        if path.contains(&b'\n') {
             return Err(EINVAL);
         }
         let mut name = KVec::with_capacity(path.len() + 1, GFP_KERNEL)?;
         name.extend_from_slice(path, GFP_KERNEL)?;
         name.push(0, GFP_KERNEL)?;
         let path = CStr::from_bytes_with_nul(&name).map_err(|_| EINVAL)?;
+        Place::parse(path)?;
         this.exchange(first, nr, path)
     }
 }

@@ -11,7 +11,10 @@ use crate::error::{
     Error,
     Result, //
 };
-use crate::open::StackArgs;
+use crate::open::{
+    Place,
+    StackArgs, //
+};
 use crate::ui;
 use crate::userspace::{
     self,
@@ -149,13 +152,16 @@ fn attach(args: &Args, interrupted: &Arc<AtomicBool>) -> Result<(Attached, Optio
             });
         }
         let path = fs::canonicalize(&file.path);
-        layers.push(path.map_err(|error| Error::io("find", file.path, error))?);
+        let path = path.map_err(|error| Error::io("find", &file.path, error))?;
+        let part = file.part;
+        layers.push(Place { path, part });
     }
     let Some(driver) = driver else {
-        let serving = args.serve.start(layers, args.zfile)?;
+        let serving = args.serve.start(&layers, args.zfile)?;
         return Ok((serving.attached(), Some(serving)));
     };
     let device = driver.create(args.name.as_deref())?;
+    let layers: Vec<PathBuf> = layers.iter().map(Place::text).collect();
     match device.attach(&layers, args.zfile) {
         Ok(disk) => {
             let attached = Attached {

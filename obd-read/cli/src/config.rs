@@ -6,7 +6,9 @@ use crate::error::{
     Error,
     Result, //
 };
+use crate::open::Place;
 use serde::Deserialize;
+use std::ops::Range;
 use std::path::{
     Path,
     PathBuf, //
@@ -62,10 +64,22 @@ struct Upper {
 pub(crate) struct LayerFile {
     /// The layer, or its data if it is still written to.
     pub(crate) path: PathBuf,
+    /// Which of its bytes, if not all.
+    pub(crate) part: Option<Range<u64>>,
     /// The index of a layer that is still written to.
     pub(crate) index: Option<PathBuf>,
     /// What the configuration says of the file's content.
     pub(crate) digest: Option<String>,
+}
+
+impl LayerFile {
+    /// Where it is.
+    pub(crate) fn place(&self) -> Place {
+        Place {
+            path: self.path.clone(),
+            part: self.part.clone(),
+        }
+    }
 }
 
 /// The layers of a configuration, bottom to top. What is relative is so to the
@@ -127,6 +141,7 @@ impl Config {
                 .map_err(|reason| format!("lower {i}: {reason}"))?;
             layers.push(LayerFile {
                 path,
+                part: None,
                 index: None,
                 digest: Some(lower.digest).filter(|digest| !digest.is_empty()),
             });
@@ -137,6 +152,7 @@ impl Config {
         if !self.upper.data.is_empty() {
             layers.push(LayerFile {
                 path: base.join(self.upper.data),
+                part: None,
                 index: Some(self.upper.index)
                     .filter(|index| !index.is_empty())
                     .map(|index| base.join(index)),

@@ -54,12 +54,12 @@ pub(crate) struct Args {
 
 /// What was written.
 #[derive(Serialize)]
-struct Written<'a> {
-    output: &'a Path,
+pub(crate) struct Written<'a> {
+    pub(crate) output: &'a Path,
     /// Size, bytes.
-    size: u64,
+    pub(crate) size: u64,
     /// Bytes that are no holes.
-    data: u64,
+    pub(crate) data: u64,
 }
 
 /// Runs `obd export`.

@@ -24,17 +24,32 @@ use obd_core::{
     Window,
     tar, //
 };
+use obd_engine::uring::{
+    self,
+    Purpose, //
+};
+use obd_engine::{
+    Shared,
+    Uring,
+    guard, //
+};
 use obd_host::{
     File,
     Host,
     data_extents, //
 };
+use obd_store::Store;
 use sha2::{
     Digest,
     Sha256, //
 };
+use std::ffi::OsString;
 use std::io;
-use std::os::unix::fs::MetadataExt;
+use std::ops::Range;
+use std::os::unix::fs::{
+    FileExt,
+    MetadataExt, //
+};
 use std::path::{
     Path,
     PathBuf, //
@@ -49,7 +64,8 @@ pub(crate) type Image = obd_core::Image<File, Host, Vec<Layer>>;
 /// What to stack.
 #[derive(clap::Args)]
 pub(crate) struct StackArgs {
-    /// Layers, bottom to top, or one image configuration (*.json).
+    /// Layers, bottom to top, or one image configuration (*.json). A layer store is all of
+    /// its layers.
     #[arg(required_unless_present = "upper_data", value_name = "CONFIG|LAYER")]
     layers: Vec<PathBuf>,
 
@@ -99,17 +115,80 @@ pub(crate) fn format_error(path: &Path, error: obd_core::Error<io::Error>) -> Er
     }
 }
 
+/// Where a layer is: a file or block device, or some of its bytes.
+#[derive(Clone, Debug)]
+pub(crate) struct Place {
+    pub(crate) path: PathBuf,
+    pub(crate) part: Option<Range<u64>>,
+}
+
+impl Place {
+    /// All of the file at `path`.
+    pub(crate) fn whole(path: PathBuf) -> Self {
+        Self { path, part: None }
+    }
+
+    /// As the driver takes it, and messages have it.
+    pub(crate) fn text(&self) -> PathBuf {
+        match &self.part {
+            None => self.path.clone(),
+            Some(part) => {
+                let mut text = OsString::from(format!("{}+{} ", part.start, part.end - part.start));
+                text.push(&self.path);
+                text.into()
+            }
+        }
+    }
+
+    fn open(&self) -> Result<File> {
+        match &self.part {
+            None => open(&self.path),
+            Some(part) => File::open_part(&self.path, part)
+                .map_err(|error| Error::io("open", self.text(), error)),
+        }
+    }
+}
+
 fn open(path: &Path) -> Result<File> {
     File::open(path).map_err(|error| Error::io("open", path, error))
 }
 
+/// The layers of the store at `path`, bottom to top; [`None`] if it is something else.
+fn stored(path: &Path) -> Result<Option<Vec<LayerFile>>> {
+    let mut magic = [0; 8];
+    let read = std::fs::File::open(path).and_then(|file| file.read_exact_at(&mut magic, 0));
+    // Whoever opens it next says what is wrong.
+    if read.is_err() || guard::find_signature(&magic) != Some(guard::STORE) {
+        return Ok(None);
+    }
+    let options = uring::Options {
+        depth: 1,
+        buffers: 1,
+        ..uring::Options::default()
+    };
+    let engine = Uring::open(path, Purpose::Read, &options).map_err(Error::Engine)?;
+    let store = Store::open(Arc::new(Shared::new(Box::new(engine))), false);
+    let store = store.map_err(Error::Store)?;
+    let layers = store.state().layers.iter().map(|layer| LayerFile {
+        path: path.into(),
+        part: Some(layer.extent.start..layer.extent.start + layer.len),
+        index: None,
+        digest: None,
+    });
+    Ok(Some(layers.collect()))
+}
+
 /// Opens whatever a file is; sparse read-write layers need no index.
 pub(crate) fn probe(path: &Path) -> Result<Opened<File, Host>> {
-    match Layer::probe(open(path)?) {
-        Err(obd_core::Error::Unsupported(Unsupported::Unsealed)) => {
-            open_writable(path, None).map(Opened::Layer)
+    probe_place(&Place::whole(path.into()))
+}
+
+fn probe_place(place: &Place) -> Result<Opened<File, Host>> {
+    match Layer::probe(place.open()?) {
+        Err(obd_core::Error::Unsupported(Unsupported::Unsealed)) if place.part.is_none() => {
+            open_writable(&place.path, None).map(Opened::Layer)
         }
-        other => other.map_err(|error| format_error(path, error)),
+        other => other.map_err(|error| format_error(&place.text(), error)),
     }
 }
 
@@ -140,24 +219,39 @@ impl StackArgs {
         let paths = files
             .iter()
             .flat_map(|file| std::iter::once(&file.path).chain(&file.index));
-        fingerprint(paths)
+        let parts: String = files
+            .iter()
+            .map(|file| format!("{:?}", file.part))
+            .collect();
+        let mut fingerprint = fingerprint(paths)?;
+        let parts = Sha256::digest(parts);
+        for (byte, part) in fingerprint.iter_mut().zip(parts) {
+            *byte ^= part;
+        }
+        Ok(fingerprint)
     }
 
     fn files(&self) -> Result<Vec<LayerFile>> {
-        let mut files = match self.config() {
-            Some(config) => config::layers(config)?,
-            None => self
-                .layers
-                .iter()
-                .map(|path| LayerFile {
-                    path: path.clone(),
-                    index: None,
-                    digest: None,
-                })
-                .collect(),
-        };
+        let mut files = Vec::new();
+        match self.config() {
+            Some(config) => files = config::layers(config)?,
+            None => {
+                for path in &self.layers {
+                    match stored(path)? {
+                        Some(mut layers) => files.append(&mut layers),
+                        None => files.push(LayerFile {
+                            path: path.clone(),
+                            part: None,
+                            index: None,
+                            digest: None,
+                        }),
+                    }
+                }
+            }
+        }
         files.extend(self.upper_data.as_ref().map(|path| LayerFile {
             path: path.clone(),
+            part: None,
             index: self.upper_index.clone(),
             digest: None,
         }));
@@ -196,14 +290,14 @@ impl StackArgs {
         for file in &files {
             let layer = match &file.index {
                 Some(index) => open_writable(&file.path, Some(index))?,
-                None => match probe(&file.path)? {
+                None => match probe_place(&file.place())? {
                     Opened::Layer(layer) => layer,
                     Opened::ZFile(zfile) if files.len() == 1 => {
-                        return Ok(Stack::ZFile(file.path.clone(), zfile));
+                        return Ok(Stack::ZFile(file.place().text(), zfile));
                     }
                     Opened::ZFile(_) => {
                         return Err(Error::Config {
-                            path: file.path.clone(),
+                            path: file.place().text(),
                             reason: "a zfile, but no layer: it can be read alone only".into(),
                         });
                     }
@@ -213,25 +307,25 @@ impl StackArgs {
         }
         Ok(Stack::Image(StackedImage {
             image: Image::new(layers).map_err(Error::Stack)?,
-            paths: files.into_iter().map(|file| file.path).collect(),
+            paths: files.iter().map(|file| file.place().text()).collect(),
         }))
     }
 }
 
 /// Opens layers, bottom to top, that are not written to, with bounded memory.
-pub(crate) fn open_image(paths: &[PathBuf]) -> Result<Image> {
+pub(crate) fn open_image(places: &[Place]) -> Result<Image> {
     let mut budget = Budget::new(MAX_MEMORY);
     let mut layers = Vec::new();
-    for path in paths {
-        let layer = Layer::open_within(open(path)?, &mut budget);
-        layers.push(layer.map_err(|error| format_error(path, error))?);
+    for place in places {
+        let layer = Layer::open_within(place.open()?, &mut budget);
+        layers.push(layer.map_err(|error| format_error(&place.text(), error))?);
     }
     Image::new(layers).map_err(Error::Stack)
 }
 
 /// Opens a zfile, whatever it holds, with bounded memory.
-pub(crate) fn open_zfile(path: &Path) -> Result<ZFile> {
-    let file = Window::whole(open(path)?);
+pub(crate) fn open_zfile(place: &Place) -> Result<ZFile> {
+    let file = Window::whole(place.open()?);
     let payload = match tar::payload(&file) {
         Ok(Some(payload)) => file.part(payload.offset, payload.len),
         Ok(None) => Ok(file),
@@ -239,7 +333,7 @@ pub(crate) fn open_zfile(path: &Path) -> Result<ZFile> {
     };
     payload
         .and_then(|file| ZFile::open_within(file, &mut Budget::new(MAX_MEMORY)))
-        .map_err(|error| format_error(path, error))
+        .map_err(|error| format_error(&place.text(), error))
 }
 
 /// A number for files as they are now, by name, age and size.

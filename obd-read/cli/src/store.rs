@@ -8,7 +8,10 @@ use crate::error::{
     Error,
     Result, //
 };
-use crate::export::export_image;
+use crate::export::{
+    Written,
+    export_image, //
+};
 use crate::open::{
     Stack,
     StackArgs, //
@@ -261,15 +264,22 @@ pub(crate) fn run(args: &Args, json: bool, interrupted: &Arc<AtomicBool>) -> Res
             let image = store.image(layers.of(&store)).map_err(Error::Store)?;
             let file = Output::create(output, image.size(), *force)?;
             let fail = |error: obd_core::error::LayerError<_>| Error::Stack(error.error);
-            export_image(&image, fail, &file, interrupted)?;
-            file.finish()
+            let size = image.size();
+            let data = export_image(&image, fail, &file, interrupted)?;
+            file.finish()?;
+            if json {
+                crate::print_json(&Written { output, size, data });
+            }
+            Ok(())
         }
         Command::Trim { device } => {
             let mut store = open(device, true)?;
             store.abandon().map_err(Error::Store)?;
             let trimmed = store.trim().map_err(Error::Store)?;
-            if !json {
-                ui::print(&format!("{}: {trimmed} bytes discarded", device.device));
+            let device = &device.device;
+            match json {
+                true => crate::print_json(&Trimmed { device, trimmed }),
+                false => ui::print(&format!("{device}: {trimmed} bytes discarded")),
             }
             Ok(())
         }
@@ -355,6 +365,13 @@ fn said(
     }
     let summary = store.device().summary();
     write::report(path, &committed.stats, options, clock, Some(summary), json);
+}
+
+#[derive(Serialize)]
+struct Trimmed<'a> {
+    device: &'a str,
+    /// Bytes.
+    trimmed: u64,
 }
 
 #[derive(Serialize)]

@@ -12,7 +12,10 @@ use crate::error::{
     Error,
     Result, //
 };
-use crate::open;
+use crate::open::{
+    self,
+    Place, //
+};
 use crate::ui;
 use obd_ublk::{
     Bell,
@@ -150,8 +153,8 @@ impl ServeArgs {
         !self.foreground && !detaches()
     }
 
-    /// Makes the device, with the layers at `paths` or the zfile that they are.
-    pub(crate) fn start(&self, paths: Vec<PathBuf>, zfile: bool) -> Result<Serving> {
+    /// Makes the device, with the layers at `places` or the zfile that they are.
+    pub(crate) fn start(&self, places: &[Place], zfile: bool) -> Result<Serving> {
         let bell = Bell::new().map_err(|error| Error::io("make", "a socket", error))?;
         for signal in [
             signal_hook::consts::SIGINT,
@@ -163,15 +166,16 @@ impl ServeArgs {
                 .and_then(|rope| signal_hook::low_level::pipe::register(signal, rope));
             registered.map_err(|error| Error::io("catch signals of", "this process", error))?;
         }
-        let content = match (zfile, paths.as_slice()) {
-            (true, [path]) => Content::ZFile(open::open_zfile(path)?),
+        let paths: Vec<PathBuf> = places.iter().map(Place::text).collect();
+        let content = match (zfile, places) {
+            (true, [place]) => Content::ZFile(open::open_zfile(place)?),
             (true, _) => {
                 return Err(Error::Config {
                     path: paths.into_iter().next().unwrap_or_default(),
                     reason: "a zfile is attached by itself".into(),
                 });
             }
-            (false, paths) => Content::Image(open::open_image(paths)?),
+            (false, places) => Content::Image(open::open_image(places)?),
         };
         let disk = Disk::new(content, paths.clone());
         let options = Options {

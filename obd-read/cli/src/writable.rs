@@ -22,7 +22,10 @@ use crate::error::{
     Error,
     Result, //
 };
-use crate::open;
+use crate::open::{
+    self,
+    Place, //
+};
 use crate::ui;
 use crate::userspace::{
     self,
@@ -313,7 +316,10 @@ pub(crate) fn create(dir: &Path, size: u64, lower: &[PathBuf], json: bool) -> Re
     }
     let below = match paths.is_empty() {
         true => 0,
-        false => open::open_image(&paths)?.size(),
+        false => {
+            let places: Vec<Place> = paths.iter().cloned().map(Place::whole).collect();
+            open::open_image(&places)?.size()
+        }
     };
     let refuse = |reason: String| Error::Layer {
         path: dir.into(),

@@ -70,6 +70,11 @@ fn store_from_init_to_export() {
         (&"base".into(), &"over".into())
     );
     assert_eq!(listed["interrupted"], false);
+    // Whatever takes layers takes a store.
+    json_of(dir, &["export", "-o", "by-layers", "store"]);
+    json_of(dir, &["store", "export", "-o", "by-store", "store"]);
+    let exported = fs::read(dir.join("by-layers")).unwrap();
+    assert!(exported == fs::read(dir.join("by-store")).unwrap());
     let offset = layers[0]["offset"].as_u64().unwrap() as usize;
     let store = fs::read(dir.join("store")).unwrap();
     assert!(store[offset..][..layer.len()] == layer);

@@ -14,6 +14,7 @@ use rustix::fs::{
 use rustix::io::Errno;
 use std::fs;
 use std::io;
+use std::ops::Range;
 use std::os::unix::fs::{
     FileExt,
     FileTypeExt, //
@@ -24,6 +25,8 @@ use std::path::Path;
 #[derive(Debug)]
 pub struct File {
     file: fs::File,
+    /// Where it begins, bytes.
+    start: u64,
     size: u64,
 }
 
@@ -42,14 +45,32 @@ impl File {
         }
         // Of a block device the metadata says nothing.
         let size = seek(&file, SeekFrom::End(0))?;
-        let mut opened = Self { file, size };
+        let start = 0;
+        let mut opened = Self { file, start, size };
         if kind.is_block_device() {
             opened.size = zfile::size_on_device::<Hardware, _>(&opened)?;
         }
         Ok(opened)
     }
 
-    /// The file itself.
+    /// Opens the bytes of `part` of the file at `path`.
+    ///
+    /// # Errors
+    ///
+    /// What the system says; [`io::ErrorKind::UnexpectedEof`] if it has not so many.
+    pub fn open_part(path: impl AsRef<Path>, part: &Range<u64>) -> io::Result<Self> {
+        let file = fs::File::open(path)?;
+        if part.start > part.end || part.end > seek(&file, SeekFrom::End(0))? {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        Ok(Self {
+            file,
+            start: part.start,
+            size: part.end - part.start,
+        })
+    }
+
+    /// The file itself, whole.
     pub fn get(&self) -> &fs::File {
         &self.file
     }
@@ -63,7 +84,12 @@ impl Source for File {
     }
 
     fn read_exact_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
-        self.file.read_exact_at(buf, offset)
+        let end = offset.checked_add(buf.len() as u64);
+        if end.is_none_or(|end| end > self.size) {
+            // What is behind it is another's.
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        self.file.read_exact_at(buf, self.start + offset)
     }
 }
 
@@ -111,6 +137,21 @@ mod tests {
         assert!(covers(1 << 16) && covers((1 << 16) + 4095));
         assert!(extents.is_sorted());
         assert_eq!(open.size(), 1 << 20);
+    }
+
+    #[test]
+    fn a_part_ends_where_it_ends() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let bytes: Vec<u8> = (0..200).collect();
+        file.as_file().write_all_at(&bytes, 0).unwrap();
+        let part = File::open_part(file.path(), &(50..150)).unwrap();
+        assert_eq!(part.size(), 100);
+        let mut buf = [0; 60];
+        part.read_exact_at(40, &mut buf).unwrap();
+        assert_eq!(buf[..], bytes[90..150]);
+        assert!(part.read_exact_at(41, &mut buf).is_err());
+        assert!(part.read_exact_at(u64::MAX, &mut buf).is_err());
+        assert!(File::open_part(file.path(), &(50..201)).is_err());
     }
 
     #[test]

@@ -3,6 +3,7 @@
 
 use super::Fixture;
 use super::fsync;
+use super::lbio::RESET;
 use crate::error::{
     Error,
     Result, //
@@ -336,14 +337,12 @@ pub(super) fn lost_commands_reset(f: &mut Fixture) -> Result<()> {
     let knob = "/sys/class/nvme/nvme0/io_timeout";
     let usual = f.sh(&format!("cat {knob}"))?;
     mount(f, "aios", 0)?;
-    f.sh(&format!(
-        "echo 1000 > {knob}; echo 1 > /sys/class/nvme/nvme0/reset_controller"
-    ))?;
+    f.sh(&format!("echo 1000 > {knob}; {RESET}"))?;
     synced_writes(f, 4096)?;
     let lost = switched_on_after(f, "timeout")?;
     let ended = f.sh(&format!(
         "for i in $(seq 300); do [ -s /tmp/lost ] && break; sleep 0.1; done; \
-         echo {} > {knob}; echo 1 > /sys/class/nvme/nvme0/reset_controller; \
+         echo {} > {knob}; {RESET}; \
          cat /tmp/lost; rm /tmp/lost; echo 0 > {SWITCH}",
         usual.trim()
     ))?;

@@ -556,6 +556,64 @@ pub(super) fn drive_by_lbio(f: &mut Fixture) -> Result<()> {
     by_lbio(f, false)
 }
 
+/// Makes a store of two layers on the drive, and compares it, attached, with what it was
+/// made of: the second layer lies over the first.
+const STORE: &str = r#"
+store=/dev/nvme0n1
+fio --name=w --filename=/run/stored --size=6m --bs=64k --rw=write --ioengine=psync     --randseed=5 --buffer_compress_percentage=50 --refill_buffers --minimal > /dev/null
+cp /run/stored /run/top; fallocate -p -o 0 -l 1M /run/top; fallocate -p -o 2M -l 3M /run/top
+dd if=/dev/urandom of=/run/top bs=3000 seek=400 count=100 conv=notrunc 2>/dev/null
+$obd store init --force $store > /dev/null
+for layer in stored top; do $obd store convert -m $layer $store /run/$layer > /dev/null; done
+dd if=/run/top of=/run/stored bs=4k skip=256 seek=256 count=256 conv=notrunc 2>/dev/null
+dd if=/run/top of=/run/stored bs=4k skip=1280 seek=1280 conv=notrunc 2>/dev/null
+dev=$($attach $store); echo $dev > /run/dev
+dd if=$dev iflag=direct bs=64k of=/run/read 2>/run/why || { cat /run/why >&2; exit 1; }
+cmp /run/read /run/stored; rm /run/read; cmp $dev /run/stored
+fio --name=r --filename=$dev --readonly --rw=randread --bs=4k --direct=1 --ioengine=psync     --io_size=2m --randrepeat=1 --thread --minimal > /dev/null
+"#;
+
+/// Layers of a store are attached where they lie on the drive, and read through LBIO; the
+/// configuration names bytes of a file, and those that are not there are refused.
+pub(super) fn store(f: &mut Fixture) -> Result<()> {
+    let script = prologue(f.obd()?) + "echo 1 > /sys/kernel/aios/enabled\n" + STORE;
+    let reads = f.lbio_during("raw", |f| f.long(&script).map(drop))?;
+    check(reads > 400, || format!("{reads} reads by LBIO"))?;
+    let script = prologue(f.obd()?)
+        + r#"echo 0 > /sys/kernel/aios/enabled
+             store=/dev/nvme0n1; dev=$(cat /run/dev)
+             cmp $dev /run/stored
+             dir=/sys/kernel/config/obd/part; mkdir $dir
+             places=$(cat /sys/kernel/config/obd/image*/layers)
+             echo "$places" | grep -c "^[0-9]*+[0-9]* $store$" | grep -qx 2
+             for wrong in '1+2' '1+ /run/x' '+1 /run/x' '1+2 x' '-1+2 /run/x' 'a+2 /run/x'                  '18446744073709551615+1 /run/x' '1+18446744073709551616 /run/x'; do
+                 no sh -c 'echo "$1" > $2' - "$wrong" $dir/layers 2>/dev/null
+             done
+             [ -z "$(cat $dir/layers)" ]
+             size=$(blockdev --getsize64 $store)
+             for wrong in "$((size - 4096))+8192 $store" "0+$((1 << 62)) $store"; do
+                 echo "$wrong" > $dir/layers; no sh -c 'echo 1 > $1' - $dir/power 2>/dev/null
+                 grep -q "$store" $dir/error; echo > $dir/layers
+             done
+             # Its bytes as a layer in a file among others.
+             set -- $(echo "$places" | head -1 | tr + ' ')
+             dd if=$store bs=4096 skip=$(($1 / 4096)) count=$(($2 / 4096 + 1)) of=/run/part 2>/dev/null
+             (head -c 1000 /dev/urandom; cat /run/part; head -c 99 /dev/urandom) > /run/among
+             echo "1000+$2 /run/among" > $dir/layers; echo "$places" | tail -1 > $dir/layers
+             echo 1 > $dir/power; cmp /dev/$(cat $dir/device) /run/stored
+             echo "0 1 $(echo "$places" | head -1)" > $dir/exchange
+             [ "$(cat $dir/layers)" = "$places" ]; cmp /dev/$(cat $dir/device) /run/stored
+             echo 0 > $dir/power; rmdir $dir; $obd detach $dev
+             rm /run/dev /run/stored /run/top /run/part /run/among"#;
+    f.long(&script).map(drop)
+}
+
+/// The same layers by a process.
+pub(super) fn store_by_a_process(f: &mut Fixture) -> Result<()> {
+    let script = prologue(f.obd()?) + STORE + "$obd detach $dev; rm /run/dev /run/stored /run/top";
+    f.long(&script).map(drop)
+}
+
 /// As [`drive_by_lbio`], and the data is the same where LBIO takes reads for failed.
 pub(super) fn drive_by_failing_lbio(f: &mut Fixture) -> Result<()> {
     by_lbio(f, true)
