@@ -13,7 +13,10 @@ use obd_engine::check::{
     SIZE,
     stream, //
 };
-use obd_engine::guard::Force;
+use obd_engine::guard::{
+    self,
+    Force, //
+};
 use obd_engine::stats::Summary;
 use obd_engine::uring::Purpose;
 use obd_engine::{
@@ -99,6 +102,18 @@ impl DeviceArgs {
         Ok(Shared::new(engine))
     }
 
+    /// Refuses a device that a disk has layers on: they are to be moved, or lost. Engines
+    /// that take the controller ask for themselves.
+    pub(crate) fn is_not_read(&self) -> Result<()> {
+        guard::is_not_read(Path::new(&self.device)).map_err(|refusal| {
+            Error::Engine(obd_engine::Error::device(
+                &self.device,
+                "change it",
+                refusal,
+            ))
+        })
+    }
+
     /// Address and namespace, both of which must be named.
     fn namespace(&self) -> Result<(&str, u32)> {
         self.device
@@ -163,6 +178,7 @@ struct Passed {
 /// Runs `obd check`.
 pub(crate) fn check(args: &CheckArgs, json: bool) -> Result<()> {
     let force = if args.force { Force::Yes } else { Force::No };
+    args.device.is_not_read()?;
     let device = args.device.open(Some(force), force)?;
     let identity = device.identity();
     let failed = |check, error: Failure| Error::Check {

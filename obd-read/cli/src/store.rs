@@ -175,6 +175,7 @@ pub(crate) fn run(args: &Args, json: bool, interrupted: &Arc<AtomicBool>) -> Res
     match &args.command {
         Command::Init { device, force } => {
             let force = if *force { Force::Yes } else { Force::No };
+            device.is_not_read()?;
             let store = Store::create(Arc::new(device.open(Some(force), force)?));
             list(&store.map_err(Error::Store)?, json);
             Ok(())
@@ -239,6 +240,7 @@ pub(crate) fn run(args: &Args, json: bool, interrupted: &Arc<AtomicBool>) -> Res
             journal,
             layer,
         } => {
+            device.is_not_read()?;
             let mut store = open(device, true)?;
             let options = layer.options(None);
             let clock = Clock::start();
@@ -273,6 +275,7 @@ pub(crate) fn run(args: &Args, json: bool, interrupted: &Arc<AtomicBool>) -> Res
             Ok(())
         }
         Command::Trim { device } => {
+            device.is_not_read()?;
             let mut store = open(device, true)?;
             store.abandon().map_err(Error::Store)?;
             let trimmed = store.trim().map_err(Error::Store)?;

@@ -70,6 +70,11 @@ impl File {
         })
     }
 
+    /// Where it begins in [`File::get`], bytes.
+    pub fn start(&self) -> u64 {
+        self.start
+    }
+
     /// The file itself, whole.
     pub fn get(&self) -> &fs::File {
         &self.file

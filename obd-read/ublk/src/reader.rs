@@ -23,8 +23,11 @@ use crate::ring::{
     READS,
     Ring, //
 };
-use obd_core::ZFile;
 use obd_core::error::LayerError;
+use obd_core::{
+    Window,
+    ZFile, //
+};
 use obd_host::{
     File,
     Host, //
@@ -325,7 +328,7 @@ impl Reader {
                     }
                     slot.reads.push(Read {
                         blob,
-                        offset: file.start() + offset,
+                        offset: place(file, offset),
                         len: part.len,
                         done: 0,
                         to: Target::Data(slot.planned),
@@ -406,6 +409,11 @@ impl Drop for Reader {
     }
 }
 
+/// Where `offset` of a layer or zfile is in the file that it is in.
+fn place(window: &Window<File>, offset: u64) -> u64 {
+    window.source().start() + window.start() + offset
+}
+
 /// The read for as many blocks as `len` bytes from `offset` of `zfile` touch and
 /// `stage`, a part of a slot's, holds, and what becomes of it: data at `data`.
 /// [`None`] if the stage has no room for the first block.
@@ -446,7 +454,7 @@ fn run(
     };
     let read = Read {
         blob,
-        offset: zfile.file().start() + extent.offset,
+        offset: place(zfile.file(), extent.offset),
         len: stored,
         done: 0,
         to: Target::Blocks(blocks),

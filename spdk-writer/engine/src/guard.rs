@@ -128,6 +128,43 @@ pub fn claim(path: &Path, force: Force) -> Result<File, Refusal> {
     Ok(file)
 }
 
+/// Where the driver of overlaybd images is configured.
+const DISKS: &str = "/sys/kernel/config/obd";
+
+/// Refuses a block device that a disk of the driver of overlaybd images reads layers
+/// from, all of it or a part: its layers must stay as they are, and where they are. Others
+/// may be added.
+///
+/// # Errors
+///
+/// [`Refusal::Held`], what the system says.
+pub fn is_not_read(path: &Path) -> Result<(), Refusal> {
+    let device = |path: &Path| {
+        let stat = rustix::fs::stat(path).ok()?;
+        let is_block = FileType::from_raw_mode(stat.st_mode) == FileType::BlockDevice;
+        is_block.then_some(stat.st_rdev)
+    };
+    let Some(ours) = device(path) else {
+        return Ok(());
+    };
+    for name in names(Path::new(DISKS)) {
+        let dir = Path::new(DISKS).join(&name);
+        // What is no disk's folder has none.
+        let layers = fs::read_to_string(dir.join("layers")).unwrap_or_default();
+        let disk = fs::read_to_string(dir.join("device")).unwrap_or_default();
+        let paths = layers.lines().map(|line| match line.split_once(' ') {
+            // START+LEN PATH
+            Some((_, path)) if !line.starts_with('/') => path,
+            _ => line,
+        });
+        let mut devices = paths.filter_map(|path| device(Path::new(path)));
+        if !disk.trim().is_empty() && devices.any(|it| it == ours) {
+            return Err(Refusal::Held(disk.trim().to_owned()));
+        }
+    }
+    Ok(())
+}
+
 /// Refuses a block device that is mounted, or that another is made of; so for
 /// all of its partitions.
 fn in_use(path: &Path) -> Result<(), Refusal> {

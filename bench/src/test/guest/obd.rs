@@ -603,7 +603,13 @@ pub(super) fn store(f: &mut Fixture) -> Result<()> {
              echo 1 > $dir/power; cmp /dev/$(cat $dir/device) /run/stored
              echo "0 1 $(echo "$places" | head -1)" > $dir/exchange
              [ "$(cat $dir/layers)" = "$places" ]; cmp /dev/$(cat $dir/device) /run/stored
-             echo 0 > $dir/power; rmdir $dir; $obd detach $dev
+             # What is attached stays where it is; more may come.
+             for change in 'store merge' 'store trim' 'store init --force' 'check --force'; do
+                 no $obd $change $store 2>/run/why; grep -q 'obd[0-9]* is made of it' /run/why
+             done
+             $obd store convert -m more $store /run/top > /dev/null; cmp $dev /run/stored
+             echo 0 > $dir/power; rmdir $dir; $obd detach $dev; $obd store merge $store > /dev/null
+             dev=$($attach $store); cmp $dev /run/stored; $obd detach $dev
              rm /run/dev /run/stored /run/top /run/part /run/among"#;
     f.long(&script).map(drop)
 }

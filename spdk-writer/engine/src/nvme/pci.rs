@@ -121,7 +121,9 @@ impl Bound {
                 };
                 let ours = number.trim() == nsid.to_string();
                 let force = if ours { force } else { Force::Yes };
-                claimed.push(guard::claim(&Path::new("/dev").join(name), force)?);
+                let path = Path::new("/dev").join(name);
+                guard::is_not_read(&path)?;
+                claimed.push(guard::claim(&path, force)?);
             }
         }
         Ok(claimed)
