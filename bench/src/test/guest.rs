@@ -169,7 +169,7 @@ impl Fixture {
     pub(super) fn mount(&mut self, options: &str, enabled: bool, poll_max_ns: u64) -> Result<()> {
         self.sh(&format!(
             "mkdir -p /mnt/t; umount /mnt/t 2>/dev/null || :; \
-             blkid -p /dev/nvme0n1 >/dev/null 2>&1 || mkfs.ext4 -q -F /dev/nvme0n1; \
+             blkid -p /dev/nvme0n1 >/dev/null 2>&1 || mkfs.ext4 -q -F -E lazy_itable_init=0 /dev/nvme0n1; \
              mount -o {options} /dev/nvme0n1 /mnt/t; \
              [ -s /mnt/t/data ] || dd if=/dev/urandom of=/mnt/t/data bs=1M count=16 conv=fsync 2>/dev/null; \
              echo {} > /sys/kernel/aios/enabled; \

@@ -294,8 +294,9 @@ pub(super) fn errors_are_read_again(f: &mut Fixture) -> Result<()> {
 }
 
 /// Has the drive reset; the driver may be about to do that by itself, which is `EBUSY`.
-pub(super) const RESET: &str = "for i in $(seq 100); do
-    echo 1 > /sys/class/nvme/nvme0/reset_controller 2>/dev/null && break; sleep 0.1; done";
+pub(super) const RESET: &str = "n=0
+    until echo 1 > /sys/class/nvme/nvme0/reset_controller 2>/dev/null; do
+        [ $((n += 1)) -lt 100 ]; sleep 0.1; done";
 
 /// A drive that does not answer in time is reset, and the read made again.
 pub(super) fn lost_commands_reset(f: &mut Fixture) -> Result<()> {
