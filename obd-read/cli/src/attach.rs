@@ -147,13 +147,12 @@ fn attach(args: &Args, interrupted: &Arc<AtomicBool>) -> Result<(Attached, Optio
     for file in args.stack.checked_files(interrupted)? {
         if file.index.is_some() {
             return Err(Error::Config {
-                path: file.path,
+                path: file.place.path,
                 reason: "is still written to; seal or commit it first".into(),
             });
         }
-        let path = fs::canonicalize(&file.path);
-        let path = path.map_err(|error| Error::io("find", &file.path, error))?;
-        let part = file.part;
+        let Place { path, part } = file.place;
+        let path = fs::canonicalize(&path).map_err(|error| Error::io("find", path, error))?;
         layers.push(Place { path, part });
     }
     let Some(driver) = driver else {

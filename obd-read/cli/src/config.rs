@@ -8,7 +8,6 @@ use crate::error::{
 };
 use crate::open::Place;
 use serde::Deserialize;
-use std::ops::Range;
 use std::path::{
     Path,
     PathBuf, //
@@ -63,23 +62,11 @@ struct Upper {
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct LayerFile {
     /// The layer, or its data if it is still written to.
-    pub(crate) path: PathBuf,
-    /// Which of its bytes, if not all.
-    pub(crate) part: Option<Range<u64>>,
+    pub(crate) place: Place,
     /// The index of a layer that is still written to.
     pub(crate) index: Option<PathBuf>,
     /// What the configuration says of the file's content.
     pub(crate) digest: Option<String>,
-}
-
-impl LayerFile {
-    /// Where it is.
-    pub(crate) fn place(&self) -> Place {
-        Place {
-            path: self.path.clone(),
-            part: self.part.clone(),
-        }
-    }
 }
 
 /// The layers of a configuration, bottom to top. What is relative is so to the
@@ -140,8 +127,7 @@ impl Config {
                 .path(base)
                 .map_err(|reason| format!("lower {i}: {reason}"))?;
             layers.push(LayerFile {
-                path,
-                part: None,
+                place: Place::whole(path),
                 index: None,
                 digest: Some(lower.digest).filter(|digest| !digest.is_empty()),
             });
@@ -151,8 +137,7 @@ impl Config {
         }
         if !self.upper.data.is_empty() {
             layers.push(LayerFile {
-                path: base.join(self.upper.data),
-                part: None,
+                place: Place::whole(base.join(self.upper.data)),
                 index: Some(self.upper.index)
                     .filter(|index| !index.is_empty())
                     .map(|index| base.join(index)),
@@ -206,7 +191,10 @@ mod tests {
             "resultFile": "/r",
         });
         let layers = parse(&text.to_string()).unwrap();
-        let paths: Vec<_> = layers.iter().map(|layer| layer.path.clone()).collect();
+        let paths: Vec<_> = layers
+            .iter()
+            .map(|layer| layer.place.path.clone())
+            .collect();
         assert_eq!(
             paths,
             [
@@ -221,7 +209,7 @@ mod tests {
         // A commit counts before a sealed layer.
         std::fs::write(dir.path().join("overlaybd.commit"), "").unwrap();
         let layers = parse(&text.to_string()).unwrap();
-        assert_eq!(layers[1].path, dir.path().join("overlaybd.commit"));
+        assert_eq!(layers[1].place.path, dir.path().join("overlaybd.commit"));
     }
 
     #[test]

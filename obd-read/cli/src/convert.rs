@@ -6,7 +6,10 @@ use crate::error::{
     Error,
     Result, //
 };
-use crate::open::fingerprint;
+use crate::open::{
+    Place,
+    fingerprint, //
+};
 use crate::write::WriteArgs;
 use obd_core::Source;
 use obd_host::File;
@@ -72,7 +75,7 @@ impl RawArgs {
                 reason: reason.into(),
             });
         }
-        let fingerprint = fingerprint(std::iter::once(path))?;
+        let fingerprint = fingerprint(std::iter::once(Place::whole(path.clone())))?;
         let source = match self.full {
             true => RawSource::full(file),
             false => RawSource::sparse(file),

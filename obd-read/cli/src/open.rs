@@ -116,7 +116,7 @@ pub(crate) fn format_error(path: &Path, error: obd_core::Error<io::Error>) -> Er
 }
 
 /// Where a layer is: a file or block device, or some of its bytes.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Place {
     pub(crate) path: PathBuf,
     pub(crate) part: Option<Range<u64>>,
@@ -170,8 +170,10 @@ fn stored(path: &Path) -> Result<Option<Vec<LayerFile>>> {
     let store = Store::open(Arc::new(Shared::new(Box::new(engine))), false);
     let store = store.map_err(Error::Store)?;
     let layers = store.state().layers.iter().map(|layer| LayerFile {
-        path: path.into(),
-        part: Some(layer.extent.start..layer.extent.start + layer.len),
+        place: Place {
+            path: path.into(),
+            part: Some(layer.extent.start..layer.extent.start + layer.len),
+        },
         index: None,
         digest: None,
     });
@@ -216,19 +218,11 @@ impl StackArgs {
     /// A configuration that cannot be read, a file that is not there.
     pub(crate) fn fingerprint(&self) -> Result<[u8; 16]> {
         let files = self.files()?;
-        let paths = files
-            .iter()
-            .flat_map(|file| std::iter::once(&file.path).chain(&file.index));
-        let parts: String = files
-            .iter()
-            .map(|file| format!("{:?}", file.part))
-            .collect();
-        let mut fingerprint = fingerprint(paths)?;
-        let parts = Sha256::digest(parts);
-        for (byte, part) in fingerprint.iter_mut().zip(parts) {
-            *byte ^= part;
-        }
-        Ok(fingerprint)
+        let places = files.into_iter().flat_map(|file| {
+            let index = file.index.map(Place::whole);
+            std::iter::once(file.place).chain(index)
+        });
+        fingerprint(places)
     }
 
     fn files(&self) -> Result<Vec<LayerFile>> {
@@ -240,8 +234,7 @@ impl StackArgs {
                     match stored(path)? {
                         Some(mut layers) => files.append(&mut layers),
                         None => files.push(LayerFile {
-                            path: path.clone(),
-                            part: None,
+                            place: Place::whole(path.clone()),
                             index: None,
                             digest: None,
                         }),
@@ -250,8 +243,7 @@ impl StackArgs {
             }
         }
         files.extend(self.upper_data.as_ref().map(|path| LayerFile {
-            path: path.clone(),
-            part: None,
+            place: Place::whole(path.clone()),
             index: self.upper_index.clone(),
             digest: None,
         }));
@@ -289,15 +281,15 @@ impl StackArgs {
         let mut layers = Vec::with_capacity(files.len());
         for file in &files {
             let layer = match &file.index {
-                Some(index) => open_writable(&file.path, Some(index))?,
-                None => match probe_place(&file.place())? {
+                Some(index) => open_writable(&file.place.path, Some(index))?,
+                None => match probe_place(&file.place)? {
                     Opened::Layer(layer) => layer,
                     Opened::ZFile(zfile) if files.len() == 1 => {
-                        return Ok(Stack::ZFile(file.place().text(), zfile));
+                        return Ok(Stack::ZFile(file.place.text(), zfile));
                     }
                     Opened::ZFile(_) => {
                         return Err(Error::Config {
-                            path: file.place().text(),
+                            path: file.place.text(),
                             reason: "a zfile, but no layer: it can be read alone only".into(),
                         });
                     }
@@ -307,7 +299,7 @@ impl StackArgs {
         }
         Ok(Stack::Image(StackedImage {
             image: Image::new(layers).map_err(Error::Stack)?,
-            paths: files.iter().map(|file| file.place().text()).collect(),
+            paths: files.iter().map(|file| file.place.text()).collect(),
         }))
     }
 }
@@ -336,15 +328,15 @@ pub(crate) fn open_zfile(place: &Place) -> Result<ZFile> {
         .map_err(|error| format_error(&place.text(), error))
 }
 
-/// A number for files as they are now, by name, age and size.
+/// A number for files as they are now, by name, age and size, and which bytes of them.
 ///
 /// # Errors
 ///
 /// A file that is not there.
-pub(crate) fn fingerprint<'a>(paths: impl Iterator<Item = &'a PathBuf>) -> Result<[u8; 16]> {
+pub(crate) fn fingerprint(places: impl Iterator<Item = Place>) -> Result<[u8; 16]> {
     let mut hash = Sha256::new();
-    for path in paths {
-        let fail = |error| Error::io("look at", path, error);
+    for Place { path, part } in places {
+        let fail = |error| Error::io("look at", &path, error);
         let whole = path.canonicalize().map_err(fail)?;
         let there = whole.metadata().map_err(fail)?;
         let name = whole.as_os_str().as_encoded_bytes();
@@ -356,6 +348,9 @@ pub(crate) fn fingerprint<'a>(paths: impl Iterator<Item = &'a PathBuf>) -> Resul
         for number in [there.size(), there.ino(), there.dev(), there.rdev()] {
             hash.update(number.to_le_bytes());
         }
+        for number in part.iter().flat_map(|part| [part.start, part.end]) {
+            hash.update(number.to_le_bytes());
+        }
     }
     let mut half = [0; 16];
     half.copy_from_slice(&hash.finalize()[..16]);
@@ -364,7 +359,7 @@ pub(crate) fn fingerprint<'a>(paths: impl Iterator<Item = &'a PathBuf>) -> Resul
 
 /// Compares a file's content with its digest.
 fn check_digest(file: &LayerFile, interrupted: &Arc<AtomicBool>) -> Result<()> {
-    let path = &file.path;
+    let path = &file.place.path;
     let Some(expected) = &file.digest else {
         // What is still written to has none, what is given by name has none.
         if file.index.is_some() {

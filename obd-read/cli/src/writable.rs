@@ -371,9 +371,9 @@ fn files(named: &[PathBuf]) -> Result<Vec<PathBuf>> {
     config::layers(config)?
         .into_iter()
         .map(|layer| match layer.index {
-            None => Ok(layer.path),
+            None => Ok(layer.place.path),
             Some(_) => Err(Error::Config {
-                path: layer.path,
+                path: layer.place.path,
                 reason: "is still written to; seal or commit it first".into(),
             }),
         })
