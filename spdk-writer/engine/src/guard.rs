@@ -5,7 +5,10 @@
 
 #![expect(unsafe_code, reason = "ioctls without safe wrappers")]
 
-use crate::Identity;
+use crate::{
+    Identity,
+    passthrough, //
+};
 use rustix::fs::{
     FileType,
     FlockOperation,
@@ -139,6 +142,9 @@ const DISKS: &str = "/sys/kernel/config/obd";
 ///
 /// [`Refusal::Held`], what the system says.
 pub fn is_not_read(path: &Path) -> Result<(), Refusal> {
+    // What is no file's name is none of them.
+    let block = passthrough::block_device(path).ok().flatten();
+    let path = block.as_deref().unwrap_or(path);
     let device = |path: &Path| {
         let stat = rustix::fs::stat(path).ok()?;
         let is_block = FileType::from_raw_mode(stat.st_mode) == FileType::BlockDevice;
@@ -194,11 +200,15 @@ fn mounted<'a>(mounts: &'a str, number: &str) -> Option<&'a str> {
     })
 }
 
+/// The folder that describes device `number`, of the kind `block` or `char`.
+pub(crate) fn folder(kind: &str, number: u64) -> io::Result<PathBuf> {
+    let (major, minor) = (rustix::fs::major(number), rustix::fs::minor(number));
+    fs::canonicalize(format!("/sys/dev/{kind}/{major}:{minor}"))
+}
+
 /// The folder that describes the block device at `path`.
-pub(crate) fn sysfs(path: &Path) -> io::Result<PathBuf> {
-    let device = rustix::fs::stat(path)?.st_rdev;
-    let (major, minor) = (rustix::fs::major(device), rustix::fs::minor(device));
-    fs::canonicalize(format!("/sys/dev/block/{major}:{minor}"))
+fn sysfs(path: &Path) -> io::Result<PathBuf> {
+    folder("block", rustix::fs::stat(path)?.st_rdev)
 }
 
 /// Names of the partitions of a block device, in order.
@@ -335,8 +345,7 @@ pub fn identify(file: &File, path: &Path) -> io::Result<Identity> {
 
 /// The folder that describes the disk that block device `number` is, or is a part of.
 fn disk(number: u64) -> io::Result<PathBuf> {
-    let (major, minor) = (rustix::fs::major(number), rustix::fs::minor(number));
-    let dir = fs::canonicalize(format!("/sys/dev/block/{major}:{minor}"))?;
+    let dir = folder("block", number)?;
     // A partition has the queue of its disk.
     Ok(match dir.join("partition").exists() {
         true => dir.parent().map(Path::to_path_buf).unwrap_or(dir),

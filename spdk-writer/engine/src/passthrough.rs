@@ -9,10 +9,11 @@
 
 #![expect(unsafe_code, reason = "NVME_IOCTL_ID has no safe wrapper")]
 
-use crate::guard;
 use crate::{
     Action,
-    Status, //
+    Status,
+    guard,
+    nvme, //
 };
 use io_uring::squeue::Entry128;
 use io_uring::{
@@ -71,11 +72,7 @@ pub(crate) fn block_device(path: &Path) -> io::Result<Option<PathBuf>> {
     if FileType::from_raw_mode(stat.st_mode) != FileType::CharacterDevice {
         return Ok(None);
     }
-    let (major, minor) = (
-        rustix::fs::major(stat.st_rdev),
-        rustix::fs::minor(stat.st_rdev),
-    );
-    let sysfs = fs::canonicalize(format!("/sys/dev/char/{major}:{minor}"))?;
+    let sysfs = guard::folder("char", stat.st_rdev)?;
     let is_generic = fs::canonicalize(sysfs.join("subsystem"))
         .is_ok_and(|class| class.file_name().is_some_and(|name| name == "nvme-generic"));
     let name = sysfs.file_name().and_then(|name| name.to_str());
@@ -168,15 +165,11 @@ fn encode(opcode: u8, nsid: u32, first: u64, blocks: u32, address: u64, len: u32
 /// well.
 pub(crate) fn status(result: i32) -> Result<(), (Status, bool)> {
     match result {
-        0 => Ok(()),
-        // Type and code are the lowest 11 bits.
-        1.. => {
-            let status = Status::Nvme {
-                kind: (result >> 8 & 7) as u8,
-                code: result as u8,
-            };
-            Err((status, result & DO_NOT_RETRY == 0))
-        }
+        // 16 bits of NVMe's, of which type and code are the lowest 11.
+        0.. => match nvme::status(result as u16) {
+            None => Ok(()),
+            Some(status) => Err((status, result & DO_NOT_RETRY == 0)),
+        },
         _ => {
             let again = [-libc::EINTR, -libc::EAGAIN].contains(&result);
             Err((Status::Os(-result), again))

@@ -560,7 +560,8 @@ pub(super) fn drive_by_lbio(f: &mut Fixture) -> Result<()> {
 /// made of: the second layer lies over the first.
 const STORE: &str = r#"
 store=/dev/nvme0n1
-fio --name=w --filename=/run/stored --size=6m --bs=64k --rw=write --ioengine=psync     --randseed=5 --buffer_compress_percentage=50 --refill_buffers --minimal > /dev/null
+fio --name=w --filename=/run/stored --size=6m --bs=64k --rw=write --ioengine=psync \
+    --randseed=5 --buffer_compress_percentage=50 --refill_buffers --minimal > /dev/null
 cp /run/stored /run/top; fallocate -p -o 0 -l 1M /run/top; fallocate -p -o 2M -l 3M /run/top
 dd if=/dev/urandom of=/run/top bs=3000 seek=400 count=100 conv=notrunc 2>/dev/null
 $obd store init --force $store > /dev/null
@@ -570,7 +571,8 @@ dd if=/run/top of=/run/stored bs=4k skip=1280 seek=1280 conv=notrunc 2>/dev/null
 dev=$($attach $store); echo $dev > /run/dev
 dd if=$dev iflag=direct bs=64k of=/run/read 2>/run/why || { cat /run/why >&2; exit 1; }
 cmp /run/read /run/stored; rm /run/read; cmp $dev /run/stored
-fio --name=r --filename=$dev --readonly --rw=randread --bs=4k --direct=1 --ioengine=psync     --io_size=2m --randrepeat=1 --thread --minimal > /dev/null
+fio --name=r --filename=$dev --readonly --rw=randread --bs=4k --direct=1 --ioengine=psync \
+    --io_size=2m --randrepeat=1 --thread --minimal > /dev/null
 "#;
 
 /// Layers of a store are attached where they lie on the drive, and read through LBIO; the
@@ -586,7 +588,8 @@ pub(super) fn store(f: &mut Fixture) -> Result<()> {
              dir=/sys/kernel/config/obd/part; mkdir $dir
              places=$(cat /sys/kernel/config/obd/image*/layers)
              echo "$places" | grep -c "^[0-9]*+[0-9]* $store$" | grep -qx 2
-             for wrong in '1+2' '1+ /run/x' '+1 /run/x' '1+2 x' '-1+2 /run/x' 'a+2 /run/x'                  '18446744073709551615+1 /run/x' '1+18446744073709551616 /run/x'; do
+             for wrong in '1+2' '1+ /run/x' '+1 /run/x' '1+2 x' '-1+2 /run/x' 'a+2 /run/x' \
+                 '18446744073709551615+1 /run/x' '1+18446744073709551616 /run/x'; do
                  no sh -c 'echo "$1" > $2' - "$wrong" $dir/layers 2>/dev/null
              done
              [ -z "$(cat $dir/layers)" ]
@@ -605,7 +608,9 @@ pub(super) fn store(f: &mut Fixture) -> Result<()> {
              [ "$(cat $dir/layers)" = "$places" ]; cmp /dev/$(cat $dir/device) /run/stored
              # What is attached stays where it is; more may come.
              for change in 'store merge' 'store trim' 'store init --force' 'check --force'; do
-                 no $obd $change $store 2>/run/why; grep -q 'obd[0-9]* is made of it' /run/why
+                 for way in $store /dev/ng0n1; do
+                     no $obd $change $way 2>/run/why; grep -q 'obd[0-9]* is made of it' /run/why
+                 done
              done
              $obd store convert -m more $store /run/top > /dev/null; cmp $dev /run/stored
              echo 0 > $dir/power; rmdir $dir; $obd detach $dev; $obd store merge $store > /dev/null
