@@ -78,7 +78,7 @@ pub(crate) fn run(ctx: &Context, args: &Args) -> Result<u8> {
 pub(crate) fn prepare(ctx: &Context, source: Option<&Path>, out: PathBuf) -> Result<Demo> {
     setup::ensure(ctx, &[Need::Build, Need::Boot, Need::Workloads])?;
     let built = kernel::build(ctx, Flavour::Patched, Variant::Bench, source)?;
-    let module = built.config.with_file_name("drivers/block/obd/obd.ko");
+    let module = built.obd_module();
     let tool = obd_tool::build(ctx, None)?;
     let bin = tool
         .parent()

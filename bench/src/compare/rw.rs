@@ -289,7 +289,7 @@ pub(super) fn run(ctx: &Context, options: &Options<'_>) -> Result<u8> {
     let bar = ctx
         .ui
         .spinner("booting the guest and calibrating the drives");
-    let module = built.config.with_file_name("drivers/block/obd/obd.ko");
+    let module = built.obd_module();
     let logs = output.path().join("guest");
     let mut shared = Shared::boot(ctx, options, &built.bzimage, &logs, sizing)?;
     shared.prepare(&tool, &module)?;

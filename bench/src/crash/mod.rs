@@ -208,6 +208,11 @@ impl Args {
         }
     }
 
+    /// Whether the guest's kernel judges all, mutants too.
+    fn is_mounted(&self) -> bool {
+        self.modes().iter().all(|mode| mode.is_mounted())
+    }
+
     fn modes(&self) -> Vec<Mode> {
         match self.mode.is_empty() {
             true => Mode::ALL.to_vec(),
@@ -296,7 +301,6 @@ fn explore(ctx: &Context, args: &Args) -> Result<Option<Report>> {
             ..Report::default()
         },
         kept: Vec::new(),
-        mounted: args.modes().iter().all(|mode| mode.is_mounted()),
     };
     let failures = thread::scope(|scope| {
         let pool = Pool::new(scope, SIZE, &bar);
@@ -330,8 +334,6 @@ struct Run<'a> {
     report: Report,
     /// What mutants are made of.
     kept: Vec<Arc<Recording>>,
-    /// Whether the guest's kernel judges all, mutants too.
-    mounted: bool,
 }
 
 /// A state for the guest's kernel to mount.
@@ -354,7 +356,7 @@ impl Run<'_> {
                 Some(kernel) => (kernel.clone(), None),
                 None => {
                     let built = kernel::build(self.ctx, stack.flavour(), Variant::Bench, None)?;
-                    let module = built.config.with_file_name("drivers/block/obd/obd.ko");
+                    let module = built.obd_module();
                     (built.bzimage, Some(module))
                 }
             };
@@ -389,7 +391,7 @@ impl Run<'_> {
             self.left = self.left.saturating_sub(begin.elapsed());
             // Those of the stacks before, too: each kernel recovers the others'.
             failures.append(&mut self.mount(&mut recorder, &samples)?);
-            if self.mounted {
+            if self.args.is_mounted() && done + 1 == stacks.len() {
                 self.mounted_mutants(&mut recorder)?;
             }
             recorder.shutdown()?;
@@ -474,7 +476,7 @@ impl Run<'_> {
             }));
             // Without a cache there is less to break.
             let is_best = mode.is_cached() || !modes.iter().any(|mode| mode.is_cached());
-            if self.kept.len() < MUTATED && is_best && mode.is_mounted() == self.mounted {
+            if self.kept.len() < MUTATED && is_best && mode.is_mounted() == self.args.is_mounted() {
                 self.kept.push(Arc::clone(&recording));
             }
             if !mode.is_mounted() {
@@ -520,7 +522,7 @@ impl Run<'_> {
 
     /// Every mutant must be caught.
     fn mutants(&mut self) -> Result<()> {
-        if self.mounted {
+        if self.args.is_mounted() {
             return Ok(());
         }
         let (kept, seed) = (&self.kept, self.args.seed);
@@ -568,7 +570,6 @@ impl Run<'_> {
             let judged = checker.check_image(recording, state.marks, &image);
             Ok(judged.map_err(ours)?.err())
         };
-        self.report.mutants.clear();
         for mutant in Mutant::ALL {
             if self.kept.iter().any(|it| mutant.breaks(it)) {
                 let (kept, seed) = (&self.kept, self.args.seed);

@@ -105,7 +105,7 @@ pub(super) struct Files {
 }
 
 impl Mode {
-    /// All of them but `FastCommit`, which no kernel recovers as it should, `ExternalStrict`,
+    /// All of them but `FastCommit`, which the unpatched kernel does not keep, `ExternalStrict`,
     /// which none keeps, and `RwDisk`, which is about what is on the file system.
     pub(super) const ALL: [Self; 12] = [
         Self::Ordered,

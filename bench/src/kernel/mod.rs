@@ -332,6 +332,11 @@ pub(crate) struct Built {
 }
 
 impl Built {
+    /// The driver of overlaybd images; the unpatched kernel has none.
+    pub(crate) fn obd_module(&self) -> PathBuf {
+        self.config.with_file_name("drivers/block/obd/obd.ko")
+    }
+
     /// The files of a build in the folder `out`.
     fn new(out: &Path, id: BuildId) -> Self {
         Self {

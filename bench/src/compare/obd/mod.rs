@@ -137,11 +137,7 @@ pub(super) fn run(ctx: &Context, options: &Options<'_>) -> Result<u8> {
     );
     let paths = Paths {
         tool: tool.display().to_string(),
-        module: built
-            .config
-            .with_file_name("drivers/block/obd/obd.ko")
-            .display()
-            .to_string(),
+        module: built.obd_module().display().to_string(),
     };
     let tools = Tools {
         fio: "fio".to_owned(),
