@@ -35,8 +35,8 @@ use aios_insn_plugin::whole::{
 };
 use std::path::Path;
 
-/// Functions to keep of each.
-const TOP: usize = 25;
+/// Instructions per read of the functions that are worth a line.
+const LEAST: f64 = 1.0;
 
 /// What is read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -161,11 +161,11 @@ fn instructions(reads: Reads, contender: Contender, report: WholeReport) -> Inst
         functions: report
             .functions
             .into_iter()
-            .take(TOP)
             .map(|function| Function {
                 insns: per_read(function.insns),
                 name: function.name,
             })
+            .take_while(|function| function.insns >= LEAST)
             .collect(),
     }
 }
@@ -204,13 +204,16 @@ mod tests {
             schema: SCHEMA,
             user: 3000,
             kernel: 15000,
-            functions: vec![Counted {
-                name: "f".to_owned(),
-                insns: 750,
-            }],
+            functions: [("f", 3000), ("g", 1500), ("h", 1499)]
+                .map(|(name, insns)| Counted {
+                    name: name.to_owned(),
+                    insns,
+                })
+                .into(),
         };
         let found = instructions(ALL[0], Contender::Ublk, report);
         assert_eq!((found.kernel, found.programs), (10.0, 2.0));
-        assert_eq!(found.functions[0].insns, 0.5);
+        let listed: Vec<_> = found.functions.iter().map(|f| f.insns).collect();
+        assert_eq!(listed, [2.0, 1.0]);
     }
 }

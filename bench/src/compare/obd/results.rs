@@ -121,7 +121,7 @@ pub(crate) struct Instructions {
     pub(crate) kernel: f64,
     /// The reader's and, if there is one, the server's, per read.
     pub(crate) programs: f64,
-    /// The kernel's functions with most.
+    /// The kernel's functions, those with most first.
     pub(crate) functions: Vec<Function>,
 }
 
