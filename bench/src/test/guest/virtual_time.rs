@@ -105,8 +105,8 @@ pub(super) fn round_trips(ctx: &Context) -> Result<Outcome> {
     Ok(Outcome::Passed)
 }
 
-/// What the journal thread does for syncs: how often it sleeps for each, and the
-/// median sync in ns.
+/// What syncs wait for: how often the journal thread sleeps for each, or, if commits are
+/// fast, which callers make themselves, any task does; and the median sync in ns.
 #[derive(Debug, Clone, Copy)]
 struct Waits {
     sleeps: f64,
@@ -119,9 +119,10 @@ const SPIN_OPS: u32 = 60;
 /// How long one file system may take, in real time on a busy machine.
 const TIMEOUT: Duration = Duration::from_secs(600);
 
-/// The journal thread spins for the commit of a lone caller, if asked to, and for
-/// nobody else; a drive that takes longer than it may spin is slept for. Two CPUs take
-/// turns on one clock, on which the one that spins costs the other next to nothing.
+/// The journal thread, or who makes a fast commit, spins for the commit of a lone caller,
+/// if asked to, and for nobody else; a drive that takes longer than it may spin is slept
+/// for. Two CPUs take turns on one clock, on which the one that spins costs the other next
+/// to nothing.
 pub(super) fn spins(ctx: &Context) -> Result<Outcome> {
     setup::ensure(ctx, &[Need::Build, Need::Boot])?;
     let kernel = Kernel::build(ctx, Flavour::Patched, None)?;
@@ -132,15 +133,17 @@ pub(super) fn spins(ctx: &Context) -> Result<Outcome> {
     };
     let mut guest = Guest::boot(ctx, &config)?;
     // Time of the drive, what `fsync_spin_us` says, callers.
-    let mut waits = |device_ns: u32, spin_us: u32, threads: u32| -> Result<Waits> {
-        let output = guest.sh(&spin_script(&kernel, device_ns, spin_us, threads), TIMEOUT)?;
+    let mut waits = |commit, device_ns: u32, spin_us: u32, threads: u32| -> Result<Waits> {
+        let script = spin_script(&kernel, commit, device_ns, spin_us, threads);
+        let output = guest.sh(&script, TIMEOUT)?;
         parse_waits(&output, threads)
             .ok_or_else(|| Error::new(format!("the guest's answer {output:?} is not understood")))
     };
-    let asleep = waits(30_000, 0, 1)?;
-    let spun = waits(30_000, 50, 1)?;
-    let too_slow = waits(100_000, 50, 1)?;
-    let group = [waits(30_000, 0, 2)?, waits(30_000, 50, 2)?];
+    let full = Commit::Full;
+    let asleep = waits(full, 30_000, 0, 1)?;
+    let spun = waits(full, 30_000, 50, 1)?;
+    let too_slow = waits(full, 100_000, 50, 1)?;
+    let group = [waits(full, 30_000, 0, 2)?, waits(full, 30_000, 50, 2)?];
     // For the request, the blocks and the record; and for the request alone.
     check(
         asleep.sleeps > 2.7 && spun.sleeps < 1.3 && spun.p50_ns < asleep.p50_ns,
@@ -152,13 +155,39 @@ pub(super) fn spins(ctx: &Context) -> Result<Outcome> {
     check((group[0].sleeps - group[1].sleeps).abs() < 0.3, || {
         format!("two callers: {group:?}")
     })?;
+    let asleep = waits(Commit::Fast, 30_000, 0, 1)?;
+    let spun = waits(Commit::Fast, 30_000, 50, 1)?;
+    let too_slow = waits(Commit::Fast, 100_000, 50, 1)?;
+    check(
+        asleep.sleeps - spun.sleeps > 0.9 && spun.p50_ns < asleep.p50_ns,
+        || format!("a fast commit: {asleep:?}, and spinning {spun:?}"),
+    )?;
+    check(too_slow.sleeps > asleep.sleeps - 0.3, || {
+        format!("a fast commit on a drive that takes longer: {too_slow:?}")
+    })?;
     guest.shutdown()?;
     Ok(Outcome::Passed)
 }
 
-/// The shell script that prints how often the journal thread slept, and what the
-/// workload says.
-fn spin_script(kernel: &Kernel, device_ns: u32, spin_us: u32, threads: u32) -> String {
+/// The shell script that prints how often was slept, and what the workload says.
+fn spin_script(
+    kernel: &Kernel,
+    commit: Commit,
+    device_ns: u32,
+    spin_us: u32,
+    threads: u32,
+) -> String {
+    let (feature, slept) = match commit {
+        Commit::Full => (
+            "^fast_commit",
+            "awk '/^voluntary/ { print $2 }' /proc/$(cat /sys/fs/ext4/spin/journal_task)/status",
+        ),
+        // To the idle task and back.
+        Commit::Fast => (
+            "fast_commit",
+            "awk '/^ctxt/ { print int($2 / 2) }' /proc/stat",
+        ),
+    };
     format!(
         "[ -d /sys/module/null_blk ] || insmod {module} nr_devices=0\n\
          null=/sys/kernel/config/nullb/spin\n\
@@ -166,7 +195,7 @@ fn spin_script(kernel: &Kernel, device_ns: u32, spin_us: u32, threads: u32) -> S
          set_up() {{ echo $2 > $null/$1; }}\n\
          set_up size 64; set_up memory_backed 1; set_up submit_queues 2\n\
          set_up irqmode 2; set_up completion_nsec {device_ns}; set_up power 1\n\
-         mkfs.ext4 -q -F -b 4096 -O ^fast_commit \
+         mkfs.ext4 -q -F -b 4096 -O {feature} \
              -E lazy_itable_init=0,lazy_journal_init=0,nodiscard /dev/spin\n\
          {mount}\
          trap 'cd /; umount /mnt/t; echo 0 > $null/power; rmdir $null' EXIT\n\
@@ -174,8 +203,7 @@ fn spin_script(kernel: &Kernel, device_ns: u32, spin_us: u32, threads: u32) -> S
          for file in 0 1; do dd if=/dev/zero of=data.$file bs=512K count=1 2>/dev/null; done\n\
          sync\n\
          echo {spin_us} > /sys/fs/ext4/spin/fsync_spin_us\n\
-         slept() {{ awk '/^voluntary/ {{ print $2 }}' \
-             /proc/$(cat /sys/fs/ext4/spin/journal_task)/status; }}\n\
+         slept() {{ {slept}; }}\n\
          before=$(slept)\n\
          result=$({GUEST_BINARY} work overwrite-fsync --file data --bs 4096 \
              --threads {threads} --mark sync --ops {SPIN_OPS} --warmup 0)\n\
