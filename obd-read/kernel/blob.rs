@@ -16,6 +16,7 @@ use kernel::{
             self,
             Pages, //
         },
+        mq::may_enter_file_systems,
         SECTOR_SHIFT,
         SECTOR_SIZE, //
     },
@@ -90,7 +91,16 @@ pub(crate) struct Blob {
     size: u64,
     /// How it is read past the page cache, if it is a regular file that can be.
     direct: Option<DirectAlignment>,
+    /// Bytes of which whole multiples are read past the page cache: the logical blocks of a device,
+    /// or of what a file is on. 1 if it is read through the page cache alone.
+    granule: usize,
     origin: Arc<Origin>,
+}
+
+/// What is to be read past the page cache, without the blob.
+pub(crate) enum Lower<'a> {
+    Device(&'a BlockDevice),
+    File(&'a File),
 }
 
 impl Blob {
@@ -125,13 +135,20 @@ impl Blob {
             Some(part) => (part.start, part.end - part.start),
             None => (0, file.size()),
         };
+        let direct = match file_type {
+            FileType::Regular => file.direct_alignment(),
+            _ => None,
+        };
+        let granule = match file.block_device() {
+            Some(device) => Some(device.logical_block_size()),
+            None => direct.map(|alignment| alignment.blocks),
+        };
         let blob = Self {
             start,
             size,
-            direct: match file_type {
-                FileType::Regular => file.direct_alignment(),
-                _ => None,
-            },
+            direct,
+            // Buffers have room for no larger ones.
+            granule: granule.filter(|size| *size <= SLACK / 2).unwrap_or(1),
             file,
             origin: Origin::new()?,
         };
@@ -163,11 +180,15 @@ impl Blob {
         Path::lookup(path)
     }
 
-    /// Whether what an image has on it is read past the page cache: it is on a block device, and
-    /// whole sectors can be read from that.
+    /// Whether all that an image has on it is read past the page cache: it is on a block device,
+    /// and whole sectors can be read from that.
     pub(crate) fn is_on_device(&self) -> bool {
-        self.device()
-            .is_some_and(|device| device.logical_block_size() == SECTOR_SIZE as usize)
+        self.device().is_some() && self.granule == SECTOR_SIZE as usize
+    }
+
+    /// Whether it can be read past the page cache, by whole blocks.
+    pub(crate) fn is_past_cache(&self) -> bool {
+        self.granule > 1
     }
 
     /// What the cache knows of it.
@@ -179,39 +200,55 @@ impl Blob {
         self.file.block_device()
     }
 
-    /// Bytes of which it is read whole multiples: the logical blocks of a device, or of what a file
-    /// is on. 1 if those are too large, and for files that are read through the page cache alone.
-    fn granule(&self) -> usize {
-        let size = match self.device() {
-            Some(device) => Some(device.logical_block_size()),
-            None => self.direct.map(|alignment| alignment.blocks),
+    /// What it is on, and the blocks of that around `len` bytes at `offset`, if they are to be read
+    /// past the page cache.
+    pub(crate) fn lower(&self, offset: u64, len: usize) -> Option<(Lower<'_>, Blocks)> {
+        if !self.is_past_cache() {
+            return None;
+        }
+        let lower = match self.device() {
+            Some(device) => Lower::Device(device),
+            None => Lower::File(&self.file),
         };
-        size.filter(|size| *size <= SLACK / 2).unwrap_or(1)
+        Some((lower, Blocks::around(self.place(offset), len, self.granule)))
     }
 
-    /// Reads from the file past the page cache, if it is aligned as that needs, and returns whether
-    /// the first `least` bytes are in `buf`: what is rounded up may go beyond the end of the file.
-    /// `at` is a place in the file, as everywhere below but in [`Source`].
-    ///
-    /// Whatever else comes in between, such as a lock, is no error: the page cache has no need of
-    /// any of that.
-    fn read_direct(&self, at: u64, buf: &mut [u8], least: usize) -> bool {
-        let Some(alignment) = self.direct else {
-            return false;
-        };
-        let blocks = alignment.blocks - 1;
-        at & blocks as u64 == 0
-            && buf.len() & blocks == 0
-            && buf.as_ptr().addr() & (alignment.memory - 1) == 0
-            && self.file.read_direct(buf, at).is_ok_and(|got| got >= least)
+    /// Whether `buf` can be read from `at` on past the page cache. `at` is a place in the file, as
+    /// everywhere below but in [`Source`].
+    fn is_aligned(&self, at: u64, buf: &[u8]) -> bool {
+        if let Some(device) = self.device() {
+            let sector = at >> SECTOR_SHIFT;
+            return at == sector << SECTOR_SHIFT
+                && device.can_read(sector, buf.len(), buf.as_ptr());
+        }
+        self.direct.is_some_and(|alignment| {
+            let blocks = alignment.blocks - 1;
+            at & blocks as u64 == 0
+                && buf.len() & blocks == 0
+                && buf.as_ptr().addr() & (alignment.memory - 1) == 0
+        })
     }
 
-    /// The device that it is on, and the blocks of it around `len` bytes at `offset`, if they are
-    /// to be read past the page cache.
-    pub(crate) fn on_device(&self, offset: u64, len: usize) -> Option<(&BlockDevice, Blocks)> {
-        let granule = self.granule();
-        let device = self.device().filter(|_| granule > 1)?;
-        Some((device, Blocks::around(self.place(offset), len, granule)))
+    /// Fills `buf` past the page cache, from `at` on. [`None`] if that is to be read through it: if
+    /// it is not aligned; and of a file whatever else comes in between, such as a lock or its end
+    /// within the first `least` bytes, as the page cache has no need of any of that. What is
+    /// rounded up may go beyond the end of a file.
+    fn read_past_cache(
+        &self,
+        at: u64,
+        buf: &mut [u8],
+        least: usize,
+    ) -> Option<Result<(), ReadError>> {
+        if !self.is_aligned(at, buf) {
+            return None;
+        }
+        if let Some(device) = self.device() {
+            return Some(device.read(at >> SECTOR_SHIFT, buf).map_err(ReadError));
+        }
+        match self.file.read_direct(buf, at) {
+            Ok(got) if got >= least => Some(Ok(())),
+            _ => None,
+        }
     }
 
     /// Where in the file `offset` of the blob is. What has no place there reads as behind its end.
@@ -220,13 +257,18 @@ impl Blob {
     }
 
     /// Reads whole blocks into pages of LBIO's, if that reads the drive, and they are few.
-    fn read_pages(device: &BlockDevice, blocks: Blocks) -> Option<Pages> {
+    fn read_pages(&self, blocks: Blocks) -> Option<Pages> {
+        let device = self.device().filter(|_| self.is_past_cache())?;
         let pages = blocks.len.div_ceil(PAGE_SIZE);
         lbio::read(device, blocks.start >> SECTOR_SHIFT, pages)
     }
 
-    /// Fills `buf` from `at` on, through the page cache.
+    /// Fills `buf` from `at` on, through the page cache: not for a task that must not enter a file
+    /// system, as that takes locks of the page cache, of the class of those it may have.
     fn read_cached(&self, mut at: u64, buf: &mut [u8]) -> Result<(), ReadError> {
+        if !may_enter_file_systems() {
+            return Err(ReadError(EAGAIN));
+        }
         let mut rest = buf;
         while !rest.is_empty() {
             let got = self.file.read_at_unchecked(rest, at).map_err(ReadError)?;
@@ -242,16 +284,10 @@ impl Blob {
 
     /// Fills `buf` from `at` on.
     fn read_at(&self, at: u64, buf: &mut [u8]) -> Result<(), ReadError> {
-        if let Some(device) = self.device() {
-            let sector = at >> SECTOR_SHIFT;
-            if at == sector << SECTOR_SHIFT && device.can_read(sector, buf.len(), buf.as_ptr()) {
-                return device.read(sector, buf).map_err(ReadError);
-            }
+        match self.read_past_cache(at, buf, buf.len()) {
+            Some(read) => read,
+            None => self.read_cached(at, buf),
         }
-        if self.read_direct(at, buf, buf.len()) {
-            return Ok(());
-        }
-        self.read_cached(at, buf)
     }
 
     /// A device may be larger than the zfile on it, which says how long it is if its header was
@@ -276,13 +312,14 @@ impl Source for Blob {
     /// Past the page cache, reads the blocks around it: what is compressed is never aligned.
     fn read_around(&self, offset: u64, len: usize, room: &mut [u8]) -> Result<usize, ReadError> {
         let at = self.place(offset);
-        let blocks = Blocks::around(at, len, self.granule());
+        let blocks = Blocks::around(at, len, self.granule);
         let room = room.get_mut(..blocks.len).ok_or(ReadError(EINVAL))?;
-        if self.device().is_some() {
-            self.read_at(blocks.start, room)?;
-        } else if !self.read_direct(blocks.start, room, blocks.skip + len) {
-            let wanted = room.get_mut(blocks.skip..blocks.skip + len);
-            self.read_cached(at, wanted.ok_or(ReadError(EINVAL))?)?;
+        match self.read_past_cache(blocks.start, room, blocks.skip + len) {
+            Some(read) => read?,
+            None => {
+                let wanted = room.get_mut(blocks.skip..blocks.skip + len);
+                self.read_cached(at, wanted.ok_or(ReadError(EINVAL))?)?;
+            }
         }
         Ok(blocks.skip)
     }
@@ -295,12 +332,8 @@ impl Source for Blob {
         room: &mut [u8],
         then: impl FnOnce(&[u8]) -> T,
     ) -> Result<T, ReadError> {
-        let granule = self.granule();
-        let blocks = Blocks::around(self.place(offset), len, granule);
-        let pages = self
-            .device()
-            .filter(|_| granule > 1)
-            .and_then(|device| Self::read_pages(device, blocks));
+        let blocks = Blocks::around(self.place(offset), len, self.granule);
+        let pages = self.read_pages(blocks);
         // Where memory is fragmented not all of them are in one piece.
         let bytes = pages.as_ref().map_or(&[][..], Pages::bytes);
         if let Some(wanted) = bytes.get(blocks.skip..blocks.skip + len) {

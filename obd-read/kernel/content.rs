@@ -179,16 +179,15 @@ impl Content {
         }
     }
 
-    /// Whether all that it is in can be read without any file system, see
-    /// [`Blob::is_on_device`].
-    pub(crate) fn is_on_devices(&self) -> bool {
+    /// Whether `all` is true of every blob that it is in.
+    pub(crate) fn blobs(&self, all: impl Fn(&Blob) -> bool) -> bool {
         match self {
             Self::Empty(_) => true,
             Self::Image(image) => image
                 .layers()
                 .iter()
-                .all(|layer| layer.file().source().is_on_device()),
-            Self::ZFile(file) => file.file().source().is_on_device(),
+                .all(|layer| all(layer.file().source())),
+            Self::ZFile(file) => all(file.file().source()),
         }
     }
 

@@ -2,7 +2,10 @@
 
 //! A device: what its disk's queue owns, and how its requests are served.
 
-use crate::blob::ReadError;
+use crate::blob::{
+    Lower,
+    ReadError, //
+};
 use crate::content::{
     Content,
     Failure,
@@ -20,7 +23,10 @@ use crate::scratch::{
     Pool,
     MAX_READERS, //
 };
-use crate::stack::Stack;
+use crate::stack::{
+    Below,
+    Stack, //
+};
 use core::{
     cell::UnsafeCell,
     ptr,
@@ -29,11 +35,7 @@ use core::{
 use kernel::{
     alloc::scope::without_io,
     block::{
-        bdev::{
-            self,
-            AsyncRead,
-            ReadEnd, //
-        },
+        bdev,
         mq::{
             self,
             gen_disk::{
@@ -41,7 +43,6 @@ use kernel::{
                 GenDiskBuilder, //
             },
             in_submitter,
-            Below,
             Op,
             QueueResult,
             Request,
@@ -52,6 +53,7 @@ use kernel::{
         SECTOR_SIZE, //
     },
     cpu::nr_cpu_ids,
+    fs::file,
     new_work,
     page::PAGE_SIZE,
     prelude::*,
@@ -423,11 +425,9 @@ impl Device {
     ) -> bool {
         is_last
             && (rq.submitter_waits() || Self::is_awaited(rq, below))
-            && in_submitter(below, || {
-                self.pool.try_with(|stack, scratch| {
-                    // The layers may have been exchanged since it was looked at.
-                    stack.below == below && self.read(rq, is_dirty, stack, scratch).is_ok()
-                })
+            && in_submitter(|| {
+                self.pool
+                    .try_with(|stack, scratch| self.read(rq, is_dirty, stack, scratch).is_ok())
             })
             .flatten()
             .unwrap_or(false)
@@ -444,7 +444,8 @@ impl Device {
         let Buffer {
             scratch,
             stack,
-            read,
+            of_device,
+            of_file,
             fetched,
             ..
         } = &mut *buffer;
@@ -453,23 +454,45 @@ impl Device {
             .content
             .fetch(offset, len, MAX_FETCH)
             .and_then(|(fetch, blob)| {
-                let (device, blocks) = blob.on_device(fetch.at, fetch.len)?;
+                let (lower, blocks) = blob.lower(fetch.at, fetch.len)?;
+                if matches!(lower, Lower::Device(_)) && len <= PAGE_SIZE as u64 {
+                    // Not worth two trips, and comes by LBIO if it can.
+                    return None;
+                }
                 let to = scratch.room().get_mut(..blocks.len)?.as_mut_ptr();
                 *fetched = Some((fetch, blocks.skip));
-                Some((ptr::from_ref(device), blocks, to))
+                let lower = match lower {
+                    Lower::Device(device) => Started::Device(device, of_device),
+                    Lower::File(file) => Started::File(file, of_file),
+                };
+                Some((lower, blocks, to))
             });
-        let Some((device, blocks, to)) = place else {
+        let Some((lower, blocks, to)) = place else {
             self.pool.run(buffer, |_, _| ());
             return Err(rq);
         };
-        let read = ptr::from_ref(read);
-        let sector = blocks.start >> SECTOR_SHIFT;
         // SAFETY: Whoever has the request has its slot, and that is us.
         unsafe { *rq.data().buffer.0.get() = Some(buffer) };
         // SAFETY: The buffer is the request's, and nobody looks at it before the end of the read.
-        // With it `read`, the memory at `to` and the stack stay, which has the device open: none
-        // of them moves with the buffer, which is a pointer.
-        let started = unsafe { (*read).start::<Disk>(&*device, sector, to, blocks.len, rq) };
+        // With it what reads, the memory at `to` and the stack stay, which has the device or file
+        // open: none of them moves with the buffer, which is a pointer.
+        let started = unsafe {
+            match lower {
+                Started::Device(device, read) => {
+                    let sector = blocks.start >> SECTOR_SHIFT;
+                    (*read).start::<Disk>(&*device, sector, to, blocks.len, rq)
+                }
+                Started::File(file, read) => {
+                    let mut rq = Some(rq);
+                    let started = in_submitter(|| match rq.take() {
+                        Some(rq) => (*read).start::<Disk>(&*file, blocks.start, to, blocks.len, rq),
+                        None => Ok(()),
+                    });
+                    // The task is not one to do that.
+                    started.unwrap_or_else(|| rq.map_or(Ok(()), Err))
+                }
+            }
+        };
         started.inspect_err(|rq| {
             if let Some(buffer) = Self::take_buffer(rq) {
                 self.pool.run(buffer, |_, _| ());
@@ -484,9 +507,9 @@ impl Device {
     }
 
     /// Whether somebody waits for what is read ahead: a single page is what a reader at random
-    /// wants. He has a lock of the page cache's above, so that none below may be taken.
+    /// wants. He has a lock of the page cache's above, so that none of one below may be taken.
     fn is_awaited(rq: &Request<Disk>, below: Below) -> bool {
-        below == Below::Devices && rq.len_bytes() as usize == PAGE_SIZE && rq.reads_ahead()
+        below != Below::Cache && rq.len_bytes() as usize == PAGE_SIZE && rq.reads_ahead()
     }
 
     #[cold]
@@ -520,6 +543,12 @@ impl Device {
             Err(_) => self.counts.errors.add(1, Relaxed),
         }
     }
+}
+
+/// What a read is started with, in a buffer.
+enum Started {
+    Device(*const bdev::BlockDevice, *const bdev::AsyncRead),
+    File(*const file::File, *const file::AsyncRead),
 }
 
 /// Why a read failed.
@@ -602,9 +631,12 @@ impl mq::Operations for Disk {
             end(rq, Ok(()));
             return Ok(());
         }
-        // A single page is not worth two trips, and comes by LBIO if it can.
-        let may_fetch = below == Below::Devices && !is_dirty && rq.len_bytes() as usize > PAGE_SIZE;
-        let rq = match may_fetch {
+        let may_fetch = match below {
+            Below::Devices => rq.len_bytes() as usize > PAGE_SIZE,
+            Below::Blocks => true,
+            Below::Cache => false,
+        };
+        let rq = match may_fetch && !is_dirty {
             true => match device.fetch(rq) {
                 Ok(()) => return Ok(()),
                 Err(rq) => rq,
@@ -622,14 +654,32 @@ impl mq::Operations for Disk {
     }
 }
 
-impl ReadEnd for Disk {
+impl bdev::ReadEnd for Disk {
     type Owner = ARef<Request<Self>>;
 
-    /// Hands the request to a worker, however the read ended.
     fn ended(rq: ARef<Request<Self>>, result: Result) {
+        Self::fetched(rq, result.map(|()| usize::MAX));
+    }
+}
+
+impl file::ReadEnd for Disk {
+    type Owner = ARef<Request<Self>>;
+
+    fn ended(rq: ARef<Request<Self>>, result: Result<usize>) {
+        Self::fetched(rq, result);
+    }
+}
+
+impl Disk {
+    /// Hands the request to a worker, however its read ended: with so many bytes at least, and
+    /// fewer than are wanted if the file was cut.
+    fn fetched(rq: ARef<Request<Self>>, result: Result<usize>) {
         // SAFETY: Whoever has the request has its slot, and that is us.
         if let Some(buffer) = unsafe { &mut *rq.data().buffer.0.get() } {
-            buffer.result = result;
+            buffer.result = result.and_then(|got| match buffer.fetched {
+                Some((fetch, start)) if start + fetch.len <= got => Ok(()),
+                _ => Err(ENODATA),
+            });
         }
         let queue = ptr::from_ref(&rq.queue_data().fetched);
         // SAFETY: The device is there until the request ends. That may be before this returns, but
@@ -664,7 +714,8 @@ impl Device {
             self.pool.run(buffer, |stack, scratch| {
                 let room = scratch.room();
                 if let Some((fetch, start)) = fetched {
-                    AsyncRead::see(room);
+                    // That of a file is the same.
+                    bdev::AsyncRead::see(room);
                     scratch.fetched(&fetch, start);
                     if Self::read_stack(rq, stack, scratch).is_ok() {
                         self.counts.fetched.add(1, Relaxed);

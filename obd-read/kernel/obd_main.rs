@@ -41,21 +41,30 @@
 //! served by workers if that is a device of this kind, too. Whoever is beneath on the
 //! stack may have locks of its own file system; it would have them while it waits for a
 //! worker, too. Those of the blobs' are taken under them, which is the order of the
-//! layers, and no blob is written to. Blobs are read past the page cache: those in files
-//! if the file system can do that without waiting for its inode's lock, which may be of
-//! the same class as one beneath on the stack; what it cannot comes through the page
-//! cache, which needs no such lock. Those on block devices are read by bios of this module's
-//! own, so nothing is locked at all; only then is read ahead served like this, whose
-//! submitter has locks that blobs in files may need, too, those of other inodes.
+//! layers, and no blob is written to. Blobs are read past the page cache: those on block devices
+//! by bios of this module's own, so nothing is locked at all; those in files if the file system can
+//! do that without waiting for its inode's lock, which may be of the same class as one beneath on
+//! the stack. What it takes then are locks under which it looks up where data is, as it does
+//! itself for read ahead, with the same locks beneath. What it cannot comes through the page cache,
+//! which has locks of its own: not for who must not enter a file system, such as whoever reads
+//! ahead ([`mq::may_enter_file_systems`]). A worker reads that.
 //!
-//! What is larger than a page and on block devices has its I/O started in `queue_rq()`, whoever
-//! submits it, if there is a buffer to spare: the drive works while the decoder does for the
-//! request before, and a worker gets this one when the bytes are there. That waits for nothing, not
-//! even tags of the drive's, so no rule is needed about who it is and what he has. The bio and the
-//! buffer are the request's until a worker has both; nothing of them is looked at before the read
-//! has ended. Whatever fails there is read again by the worker, which says what is wrong. These
-//! requests have a workqueue of their own, as those who wait for buffers in the other one may wait
-//! for theirs.
+//! What no submitter reads has its I/O started in `queue_rq()`, if there is a buffer to spare: the
+//! drive works while the decoder does for the request before, and a worker gets this one when the
+//! bytes are there. The bio, or what a file system needs for it, and the buffer are the request's
+//! until a worker has both; nothing of them is looked at before the read has ended. Whatever fails
+//! there is read again by the worker, which says what is wrong. These requests have a workqueue of
+//! their own, as those who wait for buffers in the other one may wait for theirs.
+//!
+//! - On block devices that is what is larger than a page, whoever submits it: it waits for nothing,
+//!   not even tags of the drive's, so no rule is needed about who it is and what he has.
+//! - In files it is whatever is compressed, if the task may wait for I/O here, as above: a file
+//!   system that does not know where the data is reads that at once.
+//!
+//! A file system may end a read before it has returned from starting it, and looks at the file and
+//! the buffer until it has. So the end that hands on the request is what comes last of both
+//! ([`file::AsyncRead`]): only then may a worker give the buffer back, which may be the last one
+//! that has the file open.
 //!
 //! All else goes to the workqueue, whose work is part of the request. A worker takes
 //! buffers ([`scratch`]), reads, checks and decodes to the request's memory, gives the
@@ -80,6 +89,8 @@
 //!
 //! [`mq::Request::submitter_waits`]: kernel::block::mq::Request::submitter_waits
 //! [`mq::in_submitter`]: kernel::block::mq::in_submitter
+//! [`mq::may_enter_file_systems`]: kernel::block::mq::may_enter_file_systems
+//! [`file::AsyncRead`]: kernel::fs::file::AsyncRead
 
 mod abi;
 mod blob;

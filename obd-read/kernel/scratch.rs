@@ -34,7 +34,8 @@ use core::{
 };
 use kernel::{
     alloc::Flags,
-    block::bdev::AsyncRead,
+    block::bdev,
+    fs::file,
     new_condvar,
     new_mutex,
     prelude::*,
@@ -89,8 +90,9 @@ struct State {
 pub(crate) struct Buffer {
     pub(crate) scratch: Scratch<Kernel>,
     pub(crate) stack: Arc<Stack>,
-    /// Reads to the buffer while it is lent, and is not under way else.
-    pub(crate) read: AsyncRead,
+    /// One of these reads to the buffer while it is lent, and none is under way else.
+    pub(crate) of_device: bdev::AsyncRead,
+    pub(crate) of_file: file::AsyncRead,
     /// What that reads, where it begins in the buffer, and how it ended.
     pub(crate) fetched: Option<(Fetch, usize)>,
     pub(crate) result: Result,
@@ -101,7 +103,8 @@ impl Buffer {
         let buffer = Self {
             scratch,
             stack: stack.clone(),
-            read: AsyncRead::new(),
+            of_device: bdev::AsyncRead::new(),
+            of_file: file::AsyncRead::new(),
             fetched: None,
             result: Ok(()),
         };

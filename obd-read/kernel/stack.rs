@@ -2,15 +2,26 @@
 
 //! What a disk reads at one time: an image's layers, or a zfile, and where they are.
 
+use crate::blob::Blob;
 use crate::content::{
     Content,
     Failure, //
 };
 use kernel::{
-    block::mq::Below,
     prelude::*,
     str::CString, //
 };
+
+/// What reads of a stack read in turn.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Below {
+    /// Block devices alone, sector by sector.
+    Devices,
+    /// Devices and files, all of them past the page cache, for as much as is aligned.
+    Blocks,
+    /// Files of which some are read through the page cache alone.
+    Cache,
+}
 
 /// Content with the paths it came from. It never changes: other layers are another stack, which
 /// takes this one's place, see [`Pool::exchange`].
@@ -20,7 +31,7 @@ pub(crate) struct Stack {
     /// How many there were before this one.
     pub(crate) number: u64,
     pub(crate) content: Content,
-    /// What reads of the content read in turn.
+    /// What it is in.
     pub(crate) below: Below,
     /// As many as there are blobs.
     pub(crate) paths: KVec<CString>,
@@ -33,9 +44,12 @@ impl Stack {
     }
 
     fn numbered(number: u64, content: Content, paths: KVec<CString>) -> Self {
-        let below = match content.is_on_devices() {
-            true => Below::Devices,
-            false => Below::Files,
+        let below = if content.blobs(Blob::is_on_device) {
+            Below::Devices
+        } else if content.blobs(Blob::is_past_cache) {
+            Below::Blocks
+        } else {
+            Below::Cache
         };
         Self {
             number,

@@ -290,13 +290,39 @@ pub(super) fn files(f: &mut Fixture) -> Result<()> {
            cp a-l01-raw.layer $t/plain.layer; plain=$exports/a-l01-raw.layer
            sectors() { awk '{ print $3 }' /sys/block/nvme0n1/stat; }
            drop() { echo 3 > /proc/sys/vm/drop_caches; }
+           of() { sed -n \"s/^$1 //p\" /sys/kernel/config/obd/s/stats; }
+           # Buffered, few of them: two pages that are cached already look like a stream. The
+           # drive's interrupt wakes the reader; a worker would be two switches more.
+           at_random() {
+               drop; own=$(of direct) all=$(of reads)
+               fio --name=r --filename=$dev --readonly --rw=randread --bs=4k --ioengine=psync \
+                   --fadvise_hint=0 --io_size=512k --randrepeat=1 --thread --output-format=json \
+                   --output=/run/fio
+               own=$(($(of direct) - own)) all=$(($(of reads) - all))
+               ctx=$(awk '/\"ctx\"/ { gsub(/[^0-9]/, \"\"); print; exit }' /run/fio)
+               echo \"at random: $all reads, $own direct, $ctx switches\"
+               [ $own -gt 100 ]; [ $((all - own)) -lt $((all / 8)) ]
+               [ $ctx -lt $((own * 3 / 2)) ]; }
+           # Several at once: the drive has them all before a worker has any.
+           several() {
+               fetched=$(of fetched) all=$(of reads)
+               fio --name=r --filename=$dev --readonly --direct=1 --rw=randread --bs=$1 \
+                   --ioengine=libaio --iodepth=16 --io_size=2m --randrepeat=1 --thread --minimal \
+                   > /dev/null
+               fetched=$(($(of fetched) - fetched)) all=$(($(of reads) - all))
+               echo \"several of $1: $all reads, $fetched fetched\"; }
            cache=/sys/kernel/config/obd/cache; usual=$(cat $cache); echo 0 > $cache
            for layer in 4.layer 64.layer plain.layer; do
                case $layer in plain*) whole=$plain;; *) whole=$raw;; esac
                # What the page cache has yet to write is right, too.
-               dev=$($obd attach $t/$layer)
+               dev=$($obd attach --name s $t/$layer)
                dd if=$dev iflag=direct bs=64k 2>/dev/null | cmp - $whole
                sync; drop
+               case $layer in plain*) ;; *)
+                   # The first make buffers to spare; how many depends on who is busy.
+                   several 64k; several 64k; [ $fetched -gt 0 ]; several 4k; [ $fetched -gt 0 ]
+                   at_random; drop; cmp $dev $whole;;
+               esac
                for bs in 64k 1M 4k; do
                    before=$(sectors)
                    dd if=$dev iflag=direct bs=$bs 2>/dev/null | cmp - $whole
@@ -307,7 +333,7 @@ pub(super) fn files(f: &mut Fixture) -> Result<()> {
                for i in 1 2 3; do
                    drop; cmp $dev $whole; dd if=$dev iflag=direct bs=4k 2>/dev/null | cmp - $whole
                done
-               kill $pid; wait $pid || :
+               several 64k; kill $pid; wait $pid || :; [ $(of errors) = 0 ]
                if [ $layer = 4.layer ]; then
                    truncate -s 1M $t/$layer
                    for flags in '' iflag=direct; do
@@ -466,29 +492,33 @@ pub(super) fn devices(f: &mut Fixture) -> Result<()> {
     f.long(&script).map(drop)
 }
 
+/// A layer in `$raw.layer`; readers with many reads at once, so that there are buffers to spare,
+/// whose I/O is started for them.
+const MANY: &str = r#"
+drive=/dev/nvme0n1 raw=/run/raw dir=/sys/kernel/config/obd/s
+stat() { sed -n "s/^$1 //p" $dir/stats; }
+drop() { echo 1 > /proc/sys/vm/drop_caches; }
+fio --name=w --filename=$raw --size=12m --bs=64k --rw=write --ioengine=psync \
+    --randseed=7 --buffer_compress_percentage=50 --refill_buffers --minimal > /dev/null
+$obd convert --engine=cache --output $raw.layer $raw > /dev/null
+many() {
+    fio --name=r --filename=$dev --readonly --direct=1 --rw=randread --bs=$1 \
+        --ioengine=libaio --iodepth=32 --io_size=$2 --randrepeat=1 --thread --minimal \
+        > /dev/null; }
+all_same() {
+    many 64k 4m; before=$(stat fetched); drop; cmp $raw $dev; many 200k 4m
+    [ $(stat fetched) -gt $before ]; }
+"#;
+
 /// Large reads, whose I/O is started before a worker has them: the data is the same with
 /// parts that the drive cannot read and with damaged blocks among it, which are errors of
 /// those reads alone; while layers are exchanged for others on another device; and disks
 /// are taken from such readers, and the module unloaded.
 pub(super) fn fetched(f: &mut Fixture) -> Result<()> {
     let script = prologue(f.obd()?)
-        + "drive=/dev/nvme0n1 raw=/run/raw dir=/sys/kernel/config/obd/s
-           stat() { sed -n \"s/^$1 //p\" $dir/stats; }
-           drop() { echo 1 > /proc/sys/vm/drop_caches; }
-           fio --name=w --filename=$raw --size=12m --bs=64k --rw=write --ioengine=psync \
-               --randseed=7 --buffer_compress_percentage=50 --refill_buffers --minimal > /dev/null
-           $obd convert --engine=cache --output $raw.layer $raw > /dev/null
-           dd if=$raw.layer of=$drive bs=1M conv=notrunc,fsync 2>/dev/null
+        + MANY
+        + "dd if=$raw.layer of=$drive bs=1M conv=notrunc,fsync 2>/dev/null
            bytes=$(command stat -c %s $raw.layer); sectors=$((bytes / 512 + 1))
-           # Many at once, so that there are buffers to spare.
-           many() {
-               fio --name=r --filename=$dev --readonly --direct=1 --rw=randread --bs=$1 \
-                   --ioengine=libaio --iodepth=32 --io_size=$2 --randrepeat=1 --thread --minimal \
-                   > /dev/null; }
-           all_same() {
-               many 64k 4m; before=$(stat fetched); drop; cmp $raw $dev; many 200k 4m
-               [ $(stat fetched) -gt $before ]; }
-
            dev=$($obd attach --name s $drive); all_same
            [ $(stat errors) = 0 ]
            for i in 1 2 3 4; do (drop; cmp $raw $dev) & readers=\"$readers $!\"; done
@@ -546,6 +576,48 @@ END
                rmmod obd; insmod $module
            done
            rm $raw $raw.layer $raw.disk /run/got";
+    f.long(&script).map(drop)
+}
+
+/// The same of blobs in files: the reads that a file system has under way when the drive fails,
+/// when layers are exchanged for others in other files and on other file systems, and when disks
+/// are taken from their readers. Nothing holds the files afterwards.
+pub(super) fn fetched_from_files(f: &mut Fixture) -> Result<()> {
+    let script = prologue(f.obd()?)
+        + MANY
+        + "t=/mnt/t; mkdir -p $t; mkfs.ext4 -q -F $drive; mount $drive $t
+           cp $raw.layer $t/a.layer; cp $raw.layer $t/b.layer; umount $t
+           echo 0 $(blockdev --getsz $drive) linear $drive 0 > /run/linear
+           sed 's/linear.*/error/' /run/linear > /run/error
+           dmsetup create t /run/linear; mount -o ro /dev/mapper/t $t
+           dev=$($obd attach --name s $t/a.layer); all_same; [ $(stat errors) = 0 ]
+
+           becomes() { dmsetup suspend --nolockfs t; dmsetup load t $1; dmsetup resume t; }
+           (while ! test -e /run/stop; do many 64k 4m 2>/dev/null || :; done) & reader=$!
+           for i in 1 2 3; do becomes /run/error; sleep 0.2; becomes /run/linear; sleep 0.2; done
+           becomes /run/error; drop; no cat $dev > /dev/null 2>&1; [ $(stat errors) -gt 0 ]
+           becomes /run/linear; touch /run/stop; wait $reader; rm /run/stop
+           errors=$(stat errors); all_same; drop; cmp $raw $dev
+
+           (set -e; while ! test -e /run/stop; do drop; cmp $raw $dev; done) & readers=$!
+           for bs in 4k 64k; do
+               (set -e; while ! test -e /run/stop; do many $bs 2m; done) & readers=\"$readers $!\"
+           done
+           for i in 1 2 3; do
+               for path in $t/b.layer $raw.layer $t/a.layer; do echo 0 1 $path > $dir/exchange; done
+           done
+           touch /run/stop; for reader in $readers; do wait $reader; done; rm /run/stop
+           [ $(stat errors) = $errors ]; drop; cmp $raw $dev
+           $obd detach s
+
+           for i in 1 2 3; do
+               dev=$($obd attach --name s $t/a.layer); many 64k 2m
+               (many 64k 1g 2>/dev/null || :) & reader=$!
+               while [ $(stat fetched) -lt $((i * 50)) ]; do sleep 0.1; done
+               $obd detach --force s; wait $reader || :
+               rmmod obd; insmod $module
+           done
+           umount $t; dmsetup remove t; rm $raw $raw.layer /run/linear /run/error";
     f.long(&script).map(drop)
 }
 
