@@ -263,6 +263,21 @@ impl Blob {
         lbio::read(device, blocks.start >> SECTOR_SHIFT, pages)
     }
 
+    /// Puts `pages`, which `blocks` begin with and are not in one piece, together in `room`, and
+    /// reads what is behind them.
+    fn gather(&self, pages: &Pages, blocks: Blocks, room: &mut [u8]) -> Result<(), ReadError> {
+        let room = room.get_mut(..blocks.len).ok_or(ReadError(EINVAL))?;
+        let (here, rest) = room.split_at_mut(blocks.len.min(pages.count() * PAGE_SIZE));
+        for (index, to) in here.chunks_mut(PAGE_SIZE).enumerate() {
+            let page = pages.page(index).and_then(|page| page.get(..to.len()));
+            to.copy_from_slice(page.ok_or(ReadError(EINVAL))?);
+        }
+        match rest.is_empty() {
+            true => Ok(()),
+            false => self.read_at(blocks.start + here.len() as u64, rest),
+        }
+    }
+
     /// Fills `buf` from `at` on, through the page cache: not for a task that must not enter a file
     /// system, as that takes locks of the page cache, of the class of those it may have.
     fn read_cached(&self, mut at: u64, buf: &mut [u8]) -> Result<(), ReadError> {
@@ -333,13 +348,18 @@ impl Source for Blob {
         then: impl FnOnce(&[u8]) -> T,
     ) -> Result<T, ReadError> {
         let blocks = Blocks::around(self.place(offset), len, self.granule);
-        let pages = self.read_pages(blocks);
-        // Where memory is fragmented not all of them are in one piece.
-        let bytes = pages.as_ref().map_or(&[][..], Pages::bytes);
-        if let Some(wanted) = bytes.get(blocks.skip..blocks.skip + len) {
-            return Ok(then(wanted));
-        }
-        let start = self.read_around(offset, len, room)?;
+        let start = match self.read_pages(blocks) {
+            Some(pages) => {
+                let bytes = pages.bytes();
+                if let Some(wanted) = bytes.get(blocks.skip..blocks.skip + len) {
+                    return Ok(then(wanted));
+                }
+                // Where memory is fragmented not all of them are in one piece.
+                self.gather(&pages, blocks, room)?;
+                blocks.skip
+            }
+            None => self.read_around(offset, len, room)?,
+        };
         match room.get(start..start + len) {
             Some(wanted) => Ok(then(wanted)),
             None => Err(ReadError(EINVAL)),
