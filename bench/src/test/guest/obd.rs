@@ -271,7 +271,49 @@ pub(super) fn direct_reads(f: &mut Fixture) -> Result<()> {
                dd if=$dev iflag=direct bs=512 skip=7 count=64 of=/run/got 2>/dev/null
                cmp -n 32768 -i 3584:0 $raw /run/got
                $obd detach $dev
-           done";
+           done
+           rm /run/got";
+    f.long(&script).map(drop)
+}
+
+/// Direct reads as large as they come, with data, holes and both in them: they are cut into
+/// requests of 256 KiB, of which those that are holes are counted as such. And into memory that
+/// begins at any sector of a page, so that all sectors of a read of a page are in two.
+pub(super) fn large_direct_reads(f: &mut Fixture) -> Result<()> {
+    let script = prologue(f.obd()?)
+        + "raw=/run/raw
+           fio --name=w --filename=$raw --size=16m --bs=4k --rw=write --ioengine=psync \
+               --verify=crc32c --do_verify=0 --randseed=9 --minimal > /dev/null
+           cp $raw $raw.full; fallocate -p -o 4M -l 4M $raw
+           for name in raw raw.full; do
+               $obd convert --engine=cache --output /run/$name.layer /run/$name > /dev/null 2>&1
+           done
+           stat() { sed -n \"s/^$1 //p\" /sys/kernel/config/obd/s/stats; }
+           dev=$($obd attach --name s $raw.layer)
+           # At every 2 MiB: data, half a hole, a hole, half a hole, data.
+           for at in 0 1 2 3 4 5 6; do
+               zeros=$(stat zeros) all=$(stat reads)
+               dd if=$dev iflag=direct,skip_bytes bs=4M skip=$((at * 2097152)) count=1 \
+                   of=/run/got 2>/dev/null
+               cmp -n 4194304 -i $((at * 2097152)):0 $raw /run/got
+               case $at in 2) holes=16;; 1|3) holes=8;; *) holes=0;; esac
+               [ $(($(stat zeros) - zeros)) = $holes ]; [ $(($(stat reads) - all)) = 16 ]
+           done
+           direct=$(stat direct) zeros=$(stat zeros)
+           dd if=$dev iflag=direct,skip_bytes bs=4k skip=4M count=1 of=/run/got 2>/dev/null
+           cmp -n 4096 -i 4194304:0 $raw /run/got
+           [ $(($(stat zeros) - zeros)) = 1 ]; [ $(stat direct) = $direct ]
+           [ $(stat errors) = 0 ]
+           echo 0 1 $raw.full.layer > /sys/kernel/config/obd/s/exchange
+           for align in 512 1536 3584; do for bs in 4k 12k 4m; do
+               for engine in psync 'libaio --iodepth=8'; do
+                   fio --name=r --filename=$dev --readonly --direct=1 --rw=randread --bs=$bs \
+                       --verify=crc32c --verify_interval=4k --verify_fatal=1 --mem_align=$align \
+                       --size=16m --io_size=2m --thread --minimal --ioengine=$engine > /run/fio
+               done
+           done; done
+           [ $(stat errors) = 0 ]
+           $obd detach s; rm $raw $raw.* /run/got";
     f.long(&script).map(drop)
 }
 
