@@ -43,8 +43,9 @@ pub(super) const NEXT: u32 = _IOWR::<Next>(TYPE, 0xb1);
 /// Writes `nr` extents from the one with the index `first` on to `to`. `ESTALE` if `id` is neither
 /// frozen nor sealed, `EINVAL` if there are fewer.
 pub(super) const EXTENTS: u32 = _IOW::<Extents>(TYPE, 0xb2);
-/// Puts the layer at `path` in place of the `nr` layers from `first` on, and drops the frozen or
-/// sealed layer `id`, if that is not 0. `ESTALE` if it is neither, `EINVAL` for layers that are not
+/// Puts the layer at `path` (or `START+LEN PATH`) in place of the `nr` layers from `first` on, and
+/// drops the frozen or sealed layer `id`, if that is not 0. Nobody reads those any more that were
+/// replaced when this returns. `ESTALE` if it is neither, `EINVAL` for layers that are not
 /// there or another size, `EBUSY` while this is done already, or for a frozen layer while it is
 /// being logged, or something is logged or sealed, which is older, and what attaching fails with.
 pub(super) const STACK: u32 = _IOW::<Stack>(TYPE, 0xb3);

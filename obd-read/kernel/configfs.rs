@@ -506,7 +506,7 @@ impl Config {
 
         let mut state = self.state.lock();
         state.busy = false;
-        exchanged.map_err(|failure| {
+        exchanged.map(drop).map_err(|failure| {
             let at = failure
                 .blob
                 .map(|blob| match parts(&stack.paths, first, nr) {

@@ -66,7 +66,8 @@ use kernel::{
             Relaxed, //
         },
         Arc,
-        ArcBorrow, //
+        ArcBorrow,
+        Completion, //
     },
     workqueue::{
         impl_has_work,
@@ -164,12 +165,13 @@ impl Device {
             Some(limits) => Some(Arc::pin_init(Dirty::new(limits, requests), GFP_KERNEL)?),
             None => None,
         };
+        let stack = Stack::new(content, paths)?;
         let device = Arc::pin_init(
             try_pin_init!(Device {
                 queue,
                 fetched,
                 name: CString::try_from_fmt(fmt!("obd{number}"))?,
-                pool <- Pool::new(Stack::new(content, paths)),
+                pool <- Pool::new(stack),
                 dirty,
                 complaints <- RateLimit::new(),
                 counts: Counts {
@@ -212,8 +214,14 @@ impl Device {
     }
 
     /// Puts the layer at `path` in place of the `nr` layers from `first` on, at once. Reads that
-    /// have begun end with the layers they began with, which are closed after the last of them.
-    pub(crate) fn exchange(&self, first: usize, nr: usize, path: &CStr) -> Result<(), Failure> {
+    /// have begun end with the layers they began with, which are closed after the last of them:
+    /// then what this returns is done.
+    pub(crate) fn exchange(
+        &self,
+        first: usize,
+        nr: usize,
+        path: &CStr,
+    ) -> Result<Arc<Completion>, Failure> {
         self.pool.exchange(|stack| stack.exchanged(first, nr, path))
     }
 
@@ -223,7 +231,7 @@ impl Device {
     }
 
     /// Puts the layer at `path`, which is made of the layer `id` that the writer was lent, as
-    /// [`Device::exchange`] does; 0 is none.
+    /// [`Device::exchange`] does; 0 is none. Nobody reads layers any more that were replaced.
     pub(crate) fn stack_lent(
         &self,
         id: u64,
@@ -234,8 +242,14 @@ impl Device {
         let dirty = self
             .dirty()
             .ok_or(Failure::whole(EOPNOTSUPP, "it is read-only"))?;
+        // Reads under way need nothing but their own I/O to end.
+        let replaced = |unread: Arc<Completion>| {
+            if nr > 0 {
+                unread.wait_for_completion();
+            }
+        };
         if id == 0 {
-            return self.exchange(first, nr, path);
+            return self.exchange(first, nr, path).map(replaced);
         }
         dirty.stacks(id).map_err(|error| {
             let text = match error == EBUSY {
@@ -245,11 +259,12 @@ impl Device {
             Failure::whole(error, text)
         })?;
         let exchanged = self.exchange(first, nr, path);
-        let newest = exchanged.as_ref().ok().map(|()| self.stack().number);
+        let newest = exchanged.as_ref().ok().map(|_| self.stack().number);
         dirty.stacked(id, newest);
-        exchanged?;
+        let unread = exchanged?;
         self.counts.commits.add(1, Relaxed);
         self.wake_writes();
+        replaced(unread);
         Ok(())
     }
 

@@ -47,6 +47,7 @@ use kernel::{
         },
         rcu,
         Arc,
+        Completion,
         CondVar,
         Mutex,
         MutexGuard, //
@@ -167,11 +168,12 @@ impl Pool {
 
     /// Puts what `make` makes of the stack in its place: who begins to read after this returns
     /// reads that, and nobody reads anything between. `make` may take its time. Fails with what it
-    /// says, and with [`EBUSY`] if somebody else is doing this; nothing has changed then.
+    /// says, and with [`EBUSY`] if somebody else is doing this; nothing has changed then. Returns
+    /// what is done once nobody reads any more what was read before.
     pub(crate) fn exchange(
         &self,
         make: impl FnOnce(&Stack) -> Result<Stack, Failure>,
-    ) -> Result<(), Failure> {
+    ) -> Result<Arc<Completion>, Failure> {
         let mut state = self.state.lock();
         if mem::replace(&mut state.exchanging, true) {
             return Err(Failure::whole(EBUSY, "its layers are being exchanged"));
@@ -194,6 +196,7 @@ impl Pool {
         // RELEASE: What is in the stack comes before the pointer.
         self.current.store(Arc::as_ptr(&stack), Release);
         let also_old = mem::replace(&mut state.stack, stack);
+        let unread = old.unread.clone();
         // There is a buffer for those who wait.
         self.returned.notify_all();
         drop(state);
@@ -201,7 +204,7 @@ impl Pool {
         // Some may still glance at the old one.
         rcu::synchronize_rcu();
         drop((unused, also_old, old));
-        Ok(())
+        Ok(unread)
     }
 
     /// Runs `read` with what is read now and a buffer; waits for one if there are enough.

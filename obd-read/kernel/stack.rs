@@ -9,7 +9,11 @@ use crate::content::{
 };
 use kernel::{
     prelude::*,
-    str::CString, //
+    str::CString,
+    sync::{
+        Arc,
+        Completion, //
+    }, //
 };
 
 /// What reads of a stack read in turn.
@@ -35,15 +39,23 @@ pub(crate) struct Stack {
     pub(crate) below: Below,
     /// As many as there are blobs.
     pub(crate) paths: KVec<CString>,
+    /// Done when nobody reads this any more.
+    pub(crate) unread: Arc<Completion>,
+}
+
+impl Drop for Stack {
+    fn drop(&mut self) {
+        self.unread.complete_all();
+    }
 }
 
 impl Stack {
     /// `content` of `paths`, the first that a disk has.
-    pub(crate) fn new(content: Content, paths: KVec<CString>) -> Self {
+    pub(crate) fn new(content: Content, paths: KVec<CString>) -> Result<Self> {
         Self::numbered(0, content, paths)
     }
 
-    fn numbered(number: u64, content: Content, paths: KVec<CString>) -> Self {
+    fn numbered(number: u64, content: Content, paths: KVec<CString>) -> Result<Self> {
         let below = if content.blobs(Blob::is_on_device) {
             Below::Devices
         } else if content.blobs(Blob::is_past_cache) {
@@ -51,20 +63,22 @@ impl Stack {
         } else {
             Below::Cache
         };
-        Self {
+        Ok(Self {
             number,
             content,
             below,
             paths,
-        }
+            unread: Arc::pin_init(Completion::new(), GFP_KERNEL)?,
+        })
     }
 
     /// The same with the layer at `path` in place of the `nr` layers from `first` on.
     pub(crate) fn exchanged(&self, first: usize, nr: usize, path: &CStr) -> Result<Self, Failure> {
         let content = self.content.exchanged(first, nr, path)?;
         let paths = self.paths_exchanged(first, nr, path);
-        let paths = paths.map_err(|error| Failure::whole(error, "out of memory"))?;
-        Ok(Self::numbered(self.number + 1, content, paths))
+        paths
+            .and_then(|paths| Self::numbered(self.number + 1, content, paths))
+            .map_err(|error| Failure::whole(error, "out of memory"))
     }
 
     fn paths_exchanged(&self, first: usize, nr: usize, path: &CStr) -> Result<KVec<CString>> {
