@@ -30,11 +30,12 @@ pub type StoreImage = Image<LayerFile, Host, Vec<Layer>>;
 impl LayerFile {
     /// The layer of `entry` on `device`.
     pub fn new(device: Arc<Shared>, entry: &Entry) -> Self {
-        Self {
-            device,
-            start: entry.extent.start,
-            len: entry.len,
-        }
+        Self::at(device, entry.extent.start, entry.len)
+    }
+
+    /// The layer of `len` bytes at byte `start` of `device`.
+    pub fn at(device: Arc<Shared>, start: u64, len: u64) -> Self {
+        Self { device, start, len }
     }
 }
 

@@ -13,6 +13,7 @@
 //! * [`store`] opening, publishing, committing, merging.
 //! * [`stream`] writing from beginning to end over an engine; `journal` how far
 //!   that got; [`file`] the same to a file with a name.
+//! * [`parts`] layers that somebody else writes, several at a time.
 //! * [`layer`] reading layers back.
 
 #![forbid(unsafe_code)]
@@ -23,6 +24,7 @@ pub mod file;
 pub mod format;
 mod journal;
 pub mod layer;
+pub mod parts;
 pub mod space;
 pub mod store;
 pub mod stream;
@@ -35,4 +37,5 @@ pub use error::{
     CommitError,
     Error, //
 };
+pub use parts::Part;
 pub use store::Store;

@@ -34,12 +34,14 @@ pub const MIN_SIZE: u64 = FIRST + (1 << 20);
 pub struct Store {
     device: Arc<Shared>,
     /// What counts; it is durable.
-    current: State,
+    pub(crate) current: State,
     /// What the other superblock says, if it is valid. Should the newer one be
     /// lost, this would count: nothing it names is written over.
-    previous: Option<State>,
+    pub(crate) previous: Option<State>,
     /// Set while a superblock is on its way, and for good if that fails.
-    uncertain: bool,
+    pub(crate) uncertain: bool,
+    /// Space of layers that are being written, and that no superblock names.
+    pub(crate) reserved: Vec<Extent>,
 }
 
 impl Store {
@@ -84,6 +86,7 @@ impl Store {
             },
             previous: None,
             uncertain: false,
+            reserved: Vec::new(),
         };
         // Both slots: the signature of a store is in the first.
         store.publish(Vec::new(), None)?;
@@ -134,6 +137,7 @@ impl Store {
             current,
             previous,
             uncertain: false,
+            reserved: Vec::new(),
         })
     }
 
@@ -167,12 +171,13 @@ impl Store {
             })
     }
 
-    /// Free space: neither superblock has anything there.
+    /// Free space: neither superblock has anything there, nor is it reserved.
     pub fn free(&self) -> Vec<Extent> {
         let previous = self.previous.iter().flat_map(State::extents);
+        let reserved = self.reserved.iter().copied();
         space::free(
             FIRST..self.current.size,
-            self.current.extents().chain(previous),
+            self.current.extents().chain(previous).chain(reserved),
         )
     }
 
