@@ -5,6 +5,7 @@
 use crate::BLOCK;
 use crate::error::Error;
 use crate::folder::{
+    Expected,
     Folder,
     LAYERS, //
 };
@@ -25,11 +26,13 @@ use crate::log::{
 };
 use obd_core::image::MAX_LAYERS;
 use obd_writer::{
+    Prepared,
     Sink,
     Source, //
 };
 use std::collections::BTreeSet;
 use std::convert::Infallible;
+use std::fmt::Display;
 use std::hash::{
     BuildHasher,
     Hasher,
@@ -79,7 +82,7 @@ pub(crate) struct Draft<'a, F: Folder> {
 }
 
 /// A draft that [`Device::commit`] makes durable later.
-pub(crate) struct Later<'d, 'a, F: Folder>(pub(crate) &'d mut Draft<'a, F>);
+struct Later<'d, 'a, F: Folder>(&'d mut Draft<'a, F>);
 
 impl<F: Folder> Sink for Later<'_, '_, F> {
     fn append(&mut self, bytes: &[u8]) -> io::Result<()> {
@@ -95,29 +98,63 @@ impl<F: Folder> Sink for Later<'_, '_, F> {
     }
 }
 
+/// What a layer is called until it is durable.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Called {
+    /// Something else.
+    Draft,
+    /// As it will be: as long as `image.json` does not say it, it is nothing that anybody
+    /// reads, and goes at the next start.
+    Layer,
+}
+
 impl<'a, F: Folder> Draft<'a, F> {
-    fn new(folder: &'a F, name: String, to: String, within: &'static str) -> Result<Self, Error> {
-        let file = folder.create(&name).map_err(Error::file("create", &name))?;
+    /// `image.json`.
+    fn image(folder: &'a F) -> Result<Self, Error> {
+        let file = folder.create(DRAFT).map_err(Error::file("create", DRAFT))?;
         Ok(Self {
             folder,
             file: Some(file),
-            name,
-            to,
-            within,
+            name: DRAFT.into(),
+            to: NAME.into(),
+            within: "",
         })
     }
 
-    /// Layer `number`.
-    pub(crate) fn layer(folder: &'a F, number: u64) -> Result<Self, Error> {
-        let (draft, name) = (image::draft(number), image::name(number));
-        Self::new(folder, draft, name, LAYERS)
-    }
-
-    /// Layer `number`, under its name: as long as `image.json` does not say it, it is
-    /// nothing that anybody reads, and goes at the next start.
-    pub(crate) fn named(folder: &'a F, number: u64) -> Result<Self, Error> {
-        let name = image::name(number);
-        Self::new(folder, name.clone(), name, LAYERS)
+    /// Layer `number`, of what `source` holds; nothing of it is durable. It goes with the
+    /// draft if it is not [finished](Sink::finish).
+    pub(crate) fn write<S: Source<Error: Display>>(
+        folder: &'a F,
+        number: u64,
+        called: Called,
+        source: &S,
+        options: &obd_writer::Options,
+        progress: impl FnMut(u64, u64) -> ControlFlow<()>,
+    ) -> Result<(Self, obd_writer::Stats), Error> {
+        let to = image::name(number);
+        let name = match called {
+            Called::Draft => image::draft(number),
+            Called::Layer => to.clone(),
+        };
+        let prepared = Prepared::new(source, options).map_err(|error| Error::layer(&to, error))?;
+        let expected = Expected {
+            most: prepared.most_stored(),
+            virtual_size: prepared.virtual_size(),
+        };
+        let file = folder.create_layer(&name, expected);
+        let mut draft = Self {
+            folder,
+            file: Some(file.map_err(Error::file("create", &name))?),
+            name,
+            to,
+            within: LAYERS,
+        };
+        let stats = prepared.write(Later(&mut draft), None, progress);
+        let stats = stats.map_err(|error| Error::layer(&draft.to, error))?;
+        if let Some(file) = &mut draft.file {
+            folder.describe(file, stats.data);
+        }
+        Ok((draft, stats))
     }
 
     fn file(&mut self) -> io::Result<&mut F::File> {
@@ -211,8 +248,7 @@ fn publish<F: Folder>(
     layer: Option<Draft<'_, F>>,
 ) -> Result<(), Unpublished> {
     let fail = |error| Unpublished(Error::file("write", NAME)(error), false);
-    let mut draft = Draft::new(folder, DRAFT.into(), NAME.into(), "")
-        .map_err(|error| Unpublished(error, false))?;
+    let mut draft = Draft::image(folder).map_err(|error| Unpublished(error, false))?;
     draft.append(&image.text()).map_err(fail)?;
     if let Some(layer) = layer {
         folder.begin_sync(draft.file().map_err(fail)?);
@@ -248,14 +284,16 @@ impl<'a, F: Folder> Device<'a, F> {
             lowers.push(Lower::new(image::name(number), None));
         }
         image.lowers = lowers;
+        image.set_store(folder.place());
         // Whether it can be is known before anything is written.
         Image::parse(NAME, &image.text())?;
         if base {
             let name = image::name(number);
-            let sink = Draft::layer(folder, number)?;
             let go = |_, _| ControlFlow::Continue(());
-            let stats = obd_writer::commit(&Nothing(size), sink, &Default::default(), go);
-            let stats = stats.map_err(|error| Error::layer(&name, error))?;
+            let options = obd_writer::Options::default();
+            let (draft, stats) =
+                Draft::write(folder, number, Called::Draft, &Nothing(size), &options, go)?;
+            draft.finish().map_err(Error::file("write", &name))?;
             if let Some(last) = image.lowers.last_mut() {
                 last.size = Some(stats.stored);
             }
@@ -288,6 +326,10 @@ impl<'a, F: Folder> Device<'a, F> {
             synced.map_err(Error::file("sync the folder of", NAME))?;
         }
         let image = Self::look(folder)?;
+        if image.obd.store.as_ref().map(|it| &it.uuid) != folder.place().as_ref().map(|it| &it.uuid)
+        {
+            return Err(Error::image(NAME, "its layers are in another store"));
+        }
         let files = names(folder)?;
         let mut named: BTreeSet<&str> = image.lowers.iter().map(|lower| &*lower.file).collect();
         if image.obd.log.is_some() {
@@ -308,15 +350,21 @@ impl<'a, F: Folder> Device<'a, F> {
             Err(error) => (None, Some(format!("cannot be read: {error}"))),
         };
         let mut next = image.obd.next;
+        let mut garbage = Vec::new();
         for name in files.iter().filter(|name| !named.contains(name.as_str())) {
             next = next.max(image::number(name).map_or(0, |number| number + 1));
-            folder.remove(name).map_err(Error::file("remove", name))?;
+            match folder.place() {
+                None => folder.remove(name).map_err(Error::file("remove", name))?,
+                // The driver may read it yet, if the one before this has not told it of
+                // what is in its place: nothing may be written there until it has.
+                Some(_) => garbage.push(name.clone()),
+            }
         }
         Ok(Self {
             folder,
             image,
             next,
-            garbage: Vec::new(),
+            garbage,
             doubtful: Vec::new(),
             in_doubt: false,
             live,
@@ -383,11 +431,9 @@ impl<'a, F: Folder> Device<'a, F> {
         let source = Content::new(self.image.obd.size, &content.extents, &content.bytes);
         let source = source.map_err(|reason| Error::image(log::NAME, reason))?;
         let number = self.number();
-        let name = image::name(number);
-        let mut draft = Draft::named(self.folder, number)?;
         let go = |_, _| ControlFlow::Continue(());
-        let written = obd_writer::commit(&source, Later(&mut draft), options, go)
-            .map_err(|error| Error::layer(&name, error))?;
+        let (draft, written) =
+            Draft::write(self.folder, number, Called::Layer, &source, options, go)?;
         self.commit(0, number, written.stored, draft, Some(mark))?;
         Ok(records)
     }
@@ -658,15 +704,21 @@ impl<'a, F: Folder> Device<'a, F> {
 
     /// A file that is not wanted after all, and that `image.json` does not name.
     pub(crate) fn discard(&mut self, name: String) {
-        self.garbage.push(name);
-        self.sweep();
+        // If this fails the next start removes it.
+        let _ = self.folder.remove(&name);
     }
 
-    /// Removes layers that are needed no more.
+    /// Removes layers that are needed no more: not by the driver, either.
     pub(crate) fn sweep(&mut self) {
+        let mut removed = false;
         for name in self.garbage.drain(..) {
             // If this fails the next start removes it.
             let _ = self.folder.remove(&name);
+            removed = true;
+        }
+        if removed {
+            // Or the next one that is removed.
+            let _ = self.folder.make_room();
         }
     }
 }

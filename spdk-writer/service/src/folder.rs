@@ -2,6 +2,7 @@
 
 //! The files of a device.
 
+use crate::image::Place;
 use crate::{
     BLOCK,
     log, //
@@ -44,6 +45,15 @@ const ROOM: u64 = 4;
 /// Zeros that are written at a time.
 const ZEROS: usize = 1 << 20;
 
+/// What a layer will be like.
+#[derive(Clone, Copy, Debug)]
+pub struct Expected {
+    /// Bytes of its file, at most.
+    pub most: u64,
+    /// Bytes of the image.
+    pub virtual_size: u64,
+}
+
 /// A device's folder, one step at a time, so that something else than a file
 /// system can be below: names are relative to it, or absolute.
 ///
@@ -64,6 +74,18 @@ pub trait Folder: Sync {
     ///
     /// What the system says, here and below.
     fn create(&self, name: &str) -> io::Result<Self::File>;
+
+    /// The same for a layer.
+    fn create_layer(&self, name: &str, expected: Expected) -> io::Result<Self::File> {
+        let _ = expected;
+        self.create(name)
+    }
+
+    /// Says that all of a layer was written, which has `data` bytes of data before
+    /// compression.
+    fn describe(&self, file: &mut Self::File, data: u64) {
+        let _ = (file, data);
+    }
 
     /// Writes behind what was written before.
     fn append(&self, file: &mut Self::File, bytes: &[u8]) -> io::Result<()>;
@@ -88,6 +110,16 @@ pub trait Folder: Sync {
 
     /// Removes a file.
     fn remove(&self, name: &str) -> io::Result<()>;
+
+    /// Files were removed: their room is wanted now, if it is not there by itself.
+    fn make_room(&self) -> io::Result<()> {
+        Ok(())
+    }
+
+    /// Where layers are, if not in files of the folder.
+    fn place(&self) -> Option<Place> {
+        None
+    }
 
     /// The files in `folder`.
     fn names(&self, folder: &str) -> io::Result<Vec<String>>;

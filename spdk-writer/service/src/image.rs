@@ -34,6 +34,9 @@ const VERSION: u32 = 1;
 /// ... and with one, whom those who only know the other must not pass over.
 const WITH_LOG: u32 = 2;
 
+/// With layers in a store, and with a log or without.
+const WITH_STORE: u32 = 3;
+
 /// What the file says.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -77,6 +80,18 @@ pub struct Disk {
     /// The log, if there is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub log: Option<log::State>,
+    /// The store with its own layers, if these are in no files.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub store: Option<Place>,
+}
+
+/// A store of layers.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Place {
+    /// The block device, or the file: an absolute path.
+    pub device: String,
+    /// Which store it is: 32 hexadecimal digits.
+    pub uuid: String,
 }
 
 /// A change of the layers: what the driver is told with `stack`.
@@ -90,6 +105,17 @@ pub struct Step {
     pub first: usize,
     /// How many were; 0: there is one more on top.
     pub nr: usize,
+}
+
+impl Disk {
+    /// Who must not pass over it.
+    fn needed(&self) -> u32 {
+        match (&self.store, &self.log) {
+            (Some(_), _) => WITH_STORE,
+            (None, Some(_)) => WITH_LOG,
+            (None, None) => VERSION,
+        }
+    }
 }
 
 impl Lower {
@@ -116,6 +142,11 @@ pub(crate) fn name(number: u64) -> String {
 /// What layer `number` is called in the making.
 pub(crate) fn draft(number: u64) -> String {
     format!("{LAYERS}/.{number:08}.new")
+}
+
+/// Whether a layer that is called `name` is, or was to be, one of a read-write disk's own.
+pub fn is_own(name: &str) -> bool {
+    number(name).is_some() || is_draft(name)
 }
 
 /// The number of a layer of a device's own.
@@ -150,6 +181,7 @@ impl Image {
                 next: 1,
                 last: None,
                 log: None,
+                store: None,
             },
             other: Map::new(),
         }
@@ -178,11 +210,7 @@ impl Image {
             log,
             ..
         } = self.obd;
-        let wanted = match log {
-            None => VERSION,
-            Some(_) => WITH_LOG,
-        };
-        if version != wanted {
+        if version != self.obd.needed() {
             return Some(format!("version {version} is not known"));
         }
         if let Some(wrong) = log.and_then(|log| log.wrong()) {
@@ -217,8 +245,14 @@ impl Image {
 
     /// Has this log from here on, or none.
     pub(crate) fn set_log(&mut self, log: Option<log::State>) {
-        self.obd.version = if log.is_some() { WITH_LOG } else { VERSION };
         self.obd.log = log;
+        self.obd.version = self.obd.needed();
+    }
+
+    /// Has its own layers there.
+    pub(crate) fn set_store(&mut self, store: Option<Place>) {
+        self.obd.store = store;
+        self.obd.version = self.obd.needed();
     }
 
     /// The layers that this device made: those on top.

@@ -25,7 +25,8 @@
 //!
 //! # Layout
 //!
-//! * [`folder`] the files of a device, and what a power cut leaves of them.
+//! * [`folder`] the files of a device, and what a power cut leaves of them; [`stored`] the
+//!   same with layers in a store.
 //! * [`image`] `image.json`; [`log`] what is in no layer yet; [`device`] a device's
 //!   folder as a whole.
 //! * [`kernel`] the driver as the writer sees it; `uapi` its structures.
@@ -44,6 +45,7 @@ pub mod kernel;
 pub mod log;
 mod merge;
 pub mod stats;
+pub mod stored;
 mod uapi;
 pub mod writer;
 
@@ -59,6 +61,7 @@ pub use merge::{
     compact, //
 };
 pub use stats::Stats;
+pub use stored::Stored;
 pub use writer::{
     End,
     Options,

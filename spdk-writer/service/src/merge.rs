@@ -3,6 +3,7 @@
 //! Several layers as one.
 
 use crate::device::{
+    Called,
     Device,
     Draft, //
 };
@@ -15,8 +16,11 @@ use obd_core::budget::{
 };
 use obd_core::image::MAX_LAYERS;
 use obd_host::Host;
-use obd_writer::Options;
 use obd_writer::source::ImageSource;
+use obd_writer::{
+    Options,
+    Sink, //
+};
 use std::ops::{
     ControlFlow,
     Range, //
@@ -95,9 +99,9 @@ pub(crate) fn write<F: Folder>(
         true => ControlFlow::Break(()),
         false => ControlFlow::Continue(()),
     };
-    let sink = Draft::layer(folder, number)?;
-    let stats = obd_writer::commit(&ImageSource::new(&image), sink, options, go)
-        .map_err(|error| Error::layer(&name, error))?;
+    let source = ImageSource::new(&image);
+    let (draft, stats) = Draft::write(folder, number, Called::Draft, &source, options, go)?;
+    draft.finish().map_err(Error::file("write", &name))?;
     // Those it replaces are removed: it has to be one before.
     let written = open(&name)?;
     let segments = written.segments().len() as u64;

@@ -3,9 +3,9 @@
 //! What a writer does for as long as its disk is there.
 
 use crate::device::{
+    Called,
     Device,
-    Draft,
-    Later, //
+    Draft, //
 };
 use crate::error::Error;
 use crate::folder::Folder;
@@ -216,11 +216,8 @@ fn write_layer<'a, F: Folder>(
     options: &obd_writer::Options,
 ) -> Result<(Draft<'a, F>, Written), Error> {
     let content = Content::new(size, extents, bytes).map_err(Error::Contract)?;
-    // It goes again with the draft if anything fails.
-    let mut draft = Draft::named(folder, number)?;
     let go = |_, _| ControlFlow::Continue(());
-    let written = obd_writer::commit(&content, Later(&mut draft), options, go)
-        .map_err(|error| Error::layer(&crate::image::name(number), error))?;
+    let (draft, written) = Draft::write(folder, number, Called::Layer, &content, options, go)?;
     let written = Written {
         data: bytes.len() as u64,
         zeros: content.zeros(),
