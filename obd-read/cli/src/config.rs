@@ -6,7 +6,11 @@ use crate::error::{
     Error,
     Result, //
 };
-use crate::open::Place;
+use crate::open::{
+    self,
+    Place, //
+};
+use obd_service::image;
 use serde::Deserialize;
 use std::path::{
     Path,
@@ -94,7 +98,64 @@ pub(crate) fn layers(path: &Path) -> Result<Vec<LayerFile>> {
             return Err(wrong(reason));
         }
     }
-    config.layers(base).map_err(wrong)
+    let place = config.obd.as_ref().map(|obd| &obd["store"]);
+    let place = place.filter(|place| !place.is_null()).cloned();
+    let mut layers = config.layers(base).map_err(wrong)?;
+    if let Some(place) = place {
+        let place: image::Place = serde_json::from_value(place).map_err(|error| Error::Config {
+            path: path.into(),
+            reason: format!("its store: {error}"),
+        })?;
+        find_in_store(&mut layers, base, &place).map_err(|error| match error {
+            Failed::Store(error) => error,
+            Failed::Config(reason) => Error::Config {
+                path: path.into(),
+                reason,
+            },
+        })?;
+    }
+    Ok(layers)
+}
+
+/// Why layers are not found in a store.
+enum Failed {
+    /// It cannot be read.
+    Store(Error),
+    /// It is not what the configuration says.
+    Config(String),
+}
+
+/// Says of the layers that a disk with the folder `base` has in a store where they are.
+fn find_in_store(
+    layers: &mut [LayerFile],
+    base: &Path,
+    place: &image::Place,
+) -> std::result::Result<(), Failed> {
+    let device = Path::new(&place.device);
+    let found = open::look_at_store(device).map_err(Failed::Store)?;
+    let found = found.filter(|found| found.uuid == place.uuid);
+    let found = found.ok_or(Failed::Config(format!(
+        "{} is not its store, {}",
+        place.device, place.uuid
+    )))?;
+    for layer in layers {
+        let name = layer
+            .place
+            .path
+            .strip_prefix(base)
+            .ok()
+            .and_then(Path::to_str);
+        let Some(name) = name.filter(|name| image::is_own(name)) else {
+            continue;
+        };
+        let there = found.layers.iter().find(|(there, _)| there == name);
+        let (_, part) = there.ok_or(Failed::Config(format!("{name} is not in its store")))?;
+        layer.place = Place {
+            path: device.into(),
+            part: Some(part.clone()),
+        };
+    }
+    Ok(())
 }
 
 /// The file in which whoever wrote the configuration expects the result, relative as

@@ -2,6 +2,7 @@
 
 //! `obd create`: an empty read-write layer, or a read-write disk.
 
+use crate::device::Engine;
 use crate::error::{
     Error,
     Result, //
@@ -39,6 +40,17 @@ pub(crate) struct Args {
     /// (*.json). They must stay as they are.
     #[arg(long, requires = "rw", value_name = "CONFIG|LAYER", num_args = 1..)]
     lower: Vec<PathBuf>,
+
+    /// Have the disk's layers in the layer store on this block device, or in this file, and
+    /// not in files of the folder: past file system and page cache. The store must be empty
+    /// (obd store init), and is the disk's alone.
+    #[arg(long, requires = "rw", value_name = "DEVICE")]
+    store: Option<String>,
+
+    /// Who writes to the store: the kernel's driver reads it from the block device, so it
+    /// can be no engine that takes the controller.
+    #[arg(long, value_enum, requires = "store", default_value_t = Engine::Uring)]
+    engine: Engine,
 
     /// Keep data at its own address in a file with holes, without an index.
     #[arg(long, conflicts_with = "index")]
@@ -84,7 +96,19 @@ struct Created<'a> {
 pub(crate) fn run(args: &Args, json: bool) -> Result<()> {
     let size = args.size.unwrap_or(0);
     if args.rw {
-        return writable::create(&args.data, size, &args.lower, json);
+        let store = match (&args.store, args.engine) {
+            (Some(device), Engine::Uring) => Some(device.as_str()),
+            (Some(_), Engine::Vfio | Engine::Spdk) => {
+                return Err(Error::Layer {
+                    path: args.data.clone(),
+                    reason: "the engine takes the controller from the kernel, whose driver is to \
+                             read the layers: --engine uring"
+                        .into(),
+                });
+            }
+            (None, _) => None,
+        };
+        return writable::create(&args.data, size, &args.lower, store, json);
     }
     let kind = match &args.index {
         Some(index) => Kind::Log(index.clone()),

@@ -64,8 +64,9 @@ fn seconds(text: &str) -> std::result::Result<f64, String> {
     }
 }
 
+/// Who does the I/O.
 #[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-enum Engine {
+pub(crate) enum Engine {
     Uring,
     Vfio,
     Spdk,

@@ -56,6 +56,7 @@ use std::path::{
 };
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use uuid::Uuid;
 
 pub(crate) type Layer = obd_core::Layer<File, Host>;
 pub(crate) type ZFile = obd_core::ZFile<File, Host>;
@@ -153,8 +154,16 @@ fn open(path: &Path) -> Result<File> {
     File::open(path).map_err(|error| Error::io("open", path, error))
 }
 
-/// The layers of the store at `path`, bottom to top; [`None`] if it is something else.
-fn stored(path: &Path) -> Result<Option<Vec<LayerFile>>> {
+/// What a store holds.
+pub(crate) struct Found {
+    /// Which store it is: 32 hexadecimal digits.
+    pub(crate) uuid: String,
+    /// Its layers, bottom to top: names and places.
+    pub(crate) layers: Vec<(String, Range<u64>)>,
+}
+
+/// What the store at `path` holds; [`None`] if it is something else.
+pub(crate) fn look_at_store(path: &Path) -> Result<Option<Found>> {
     let mut magic = [0; 8];
     let read = std::fs::File::open(path).and_then(|file| file.read_exact_at(&mut magic, 0));
     // Whoever opens it next says what is wrong.
@@ -169,10 +178,38 @@ fn stored(path: &Path) -> Result<Option<Vec<LayerFile>>> {
     let engine = Uring::open(path, Purpose::Read, &options).map_err(Error::Engine)?;
     let store = Store::open(Arc::new(Shared::new(Box::new(engine))), false);
     let store = store.map_err(Error::Store)?;
-    let layers = store.state().layers.iter().map(|layer| LayerFile {
+    let layers = store.state().layers.iter().map(|layer| {
+        let start = layer.extent.start;
+        (layer.name().to_owned(), start..start + layer.len)
+    });
+    Ok(Some(Found {
+        uuid: Uuid::from_bytes(store.state().uuid).simple().to_string(),
+        layers: layers.collect(),
+    }))
+}
+
+/// Refuses the layers of a read-write disk in the store at `path`: its folder says in which
+/// order they lie, and which count.
+pub(crate) fn is_no_disks<'a>(path: &Path, mut names: impl Iterator<Item = &'a str>) -> Result<()> {
+    match names.any(obd_service::image::is_own) {
+        false => Ok(()),
+        true => Err(Error::Source {
+            path: path.into(),
+            reason: "the layers of a read-write disk: name the image.json in its folder".into(),
+        }),
+    }
+}
+
+/// The layers of the store at `path`, bottom to top; [`None`] if it is something else.
+fn stored(path: &Path) -> Result<Option<Vec<LayerFile>>> {
+    let Some(found) = look_at_store(path)? else {
+        return Ok(None);
+    };
+    is_no_disks(path, found.layers.iter().map(|(name, _)| name.as_str()))?;
+    let layers = found.layers.into_iter().map(|(_, part)| LayerFile {
         place: Place {
             path: path.into(),
-            part: Some(layer.extent.start..layer.extent.start + layer.len),
+            part: Some(part),
         },
         index: None,
         digest: None,

@@ -14,7 +14,8 @@ use crate::export::{
 };
 use crate::open::{
     Stack,
-    StackArgs, //
+    StackArgs,
+    is_no_disks, //
 };
 use crate::output::Output;
 use crate::ui;
@@ -32,6 +33,7 @@ use obd_engine::{
     Identity,
     Shared, //
 };
+use obd_store::format::Entry;
 use obd_store::{
     CommitError,
     Committed,
@@ -241,7 +243,7 @@ pub(crate) fn run(args: &Args, json: bool, interrupted: &Arc<AtomicBool>) -> Res
             layer,
         } => {
             device.is_not_read()?;
-            let mut store = open(device, true)?;
+            let mut store = open_stack(device, true)?;
             let options = layer.options(None);
             let clock = Clock::start();
             let mut shown = Shown::new("merge", interrupted);
@@ -262,7 +264,7 @@ pub(crate) fn run(args: &Args, json: bool, interrupted: &Arc<AtomicBool>) -> Res
             output,
             force,
         } => {
-            let store = open(device, false)?;
+            let store = open_stack(device, false)?;
             let image = store.image(layers.of(&store)).map_err(Error::Store)?;
             let file = Output::create(output, image.size(), *force)?;
             let fail = |error: obd_core::error::LayerError<_>| Error::Stack(error.error);
@@ -295,6 +297,14 @@ fn open(device: &DeviceArgs, write: bool) -> Result<Store> {
     Store::open(Arc::new(shared), write).map_err(Error::Store)
 }
 
+/// Opens a store whose layers are an image: no read-write disk's.
+fn open_stack(device: &DeviceArgs, write: bool) -> Result<Store> {
+    let store = open(device, write)?;
+    let names = store.state().layers.iter().map(Entry::name);
+    is_no_disks(Path::new(&device.device), names)?;
+    Ok(store)
+}
+
 /// A layer to be written on top.
 struct Commit<'a> {
     device: &'a DeviceArgs,
@@ -313,7 +323,7 @@ impl Commit<'_> {
         interrupted: &Arc<AtomicBool>,
         explain: impl Fn(S::Error) -> Error,
     ) -> Result<()> {
-        let mut store = open(self.device, true)?;
+        let mut store = open_stack(self.device, true)?;
         let count = store.state().layers.len();
         let how = How {
             identity: self.identity,
@@ -411,9 +421,7 @@ fn list(store: &Store, json: bool) {
         data: layer.data,
         uuid: Uuid::from_bytes(layer.uuid).to_string(),
         generation: layer.id,
-        name: str::from_utf8(&layer.name)
-            .unwrap_or("")
-            .trim_end_matches('\0'),
+        name: layer.name(),
     });
     let listed = Listed {
         device: store.device().identity(),

@@ -31,6 +31,18 @@ use crate::userspace::{
     self,
     STATE_DIR, //
 };
+use obd_engine::guard::{
+    self,
+    Force, //
+};
+use obd_engine::uring::{
+    self,
+    Purpose, //
+};
+use obd_engine::{
+    Shared,
+    Uring, //
+};
 use obd_service::kernel;
 use obd_service::writer::{
     Signals,
@@ -42,10 +54,13 @@ use obd_service::{
     Device,
     Directory,
     End,
+    Folder,
     Options,
     Stats,
+    Stored,
     Writer, //
 };
+use obd_store::Store;
 use rustix::process::{
     Pid,
     Signal,
@@ -308,7 +323,13 @@ struct Created<'a> {
 }
 
 /// Runs `obd create --rw`.
-pub(crate) fn create(dir: &Path, size: u64, lower: &[PathBuf], json: bool) -> Result<()> {
+pub(crate) fn create(
+    dir: &Path,
+    size: u64,
+    lower: &[PathBuf],
+    store: Option<&str>,
+    json: bool,
+) -> Result<()> {
     let mut paths = Vec::new();
     for file in files(lower)? {
         let path = fs::canonicalize(&file).map_err(|error| Error::io("find", file, error))?;
@@ -343,13 +364,38 @@ pub(crate) fn create(dir: &Path, size: u64, lower: &[PathBuf], json: bool) -> Re
         .map(|path| path.into_os_string().into_string().ok())
         .collect();
     let names = names.ok_or_else(|| refuse("a layer's path is no UTF-8".into()))?;
+    let store = match store {
+        Some(device) => {
+            let path = fs::canonicalize(device);
+            let path = path.map_err(|error| Error::io("find", device, error))?;
+            let path = path.into_os_string().into_string();
+            Some(open_store(path.map_err(|_| {
+                refuse("the store's path is no UTF-8".into())
+            })?)?)
+        }
+        None => None,
+    };
+    if let Some((shared, store, _)) = &store
+        && !store.state().layers.is_empty()
+    {
+        return Err(Error::Busy {
+            path: shared.identity().name.clone().into(),
+            reason: "has layers: a disk's store is its own (obd store init)".into(),
+        });
+    }
     let directory = Directory::create(dir).map_err(|error| match error.kind() {
         io::ErrorKind::AlreadyExists => Error::Present(dir.into()),
         _ => Error::io("create", dir, error),
     })?;
     // Without it nobody would know how large the disk is.
     let base = size != below;
-    Device::create(&directory, size, &names, base)?;
+    match store {
+        None => Device::create(&directory, size, &names, base)?,
+        Some((shared, store, path)) => {
+            let folder = Stored::new(directory, &shared, store, path).map_err(wrong_store)?;
+            Device::create(&folder, size, &names, base)?;
+        }
+    }
     if json {
         crate::print_json(&Created {
             dir,
@@ -360,6 +406,40 @@ pub(crate) fn create(dir: &Path, size: u64, lower: &[PathBuf], json: bool) -> Re
         ui::print(&format!("{}: {size} bytes", dir.display()));
     }
     Ok(())
+}
+
+/// The store on a block device or in a file, to be written to by this process alone.
+type OpenStore = (Arc<Shared>, Store, String);
+
+fn open_store(path: String) -> Result<OpenStore> {
+    let purpose = Purpose::Own(Force::Holds(guard::STORE));
+    // Less than a converter's: a few layers are written at a time, for as long as the disk
+    // is there.
+    let options = uring::Options {
+        depth: 16,
+        buffers: 16,
+        ..uring::Options::default()
+    };
+    let engine = Uring::open(Path::new(&path), purpose, &options);
+    let engine = engine.map_err(Error::Engine)?;
+    let shared = Arc::new(Shared::new(Box::new(engine)));
+    let store = Store::open(Arc::clone(&shared), true).map_err(Error::Store)?;
+    Ok((shared, store, path))
+}
+
+/// The store that a disk has its layers in, if it has one.
+fn store_of(directory: &Directory) -> Result<Option<OpenStore>> {
+    match Device::look(directory)?.obd.store {
+        Some(place) => open_store(place.device).map(Some),
+        None => Ok(None),
+    }
+}
+
+fn wrong_store(reason: String) -> Error {
+    Error::Service(obd_service::Error::Image {
+        name: obd_service::image::NAME.into(),
+        reason,
+    })
 }
 
 /// The layers that are named, or those of the configuration that is.
@@ -417,11 +497,29 @@ pub(crate) fn attach(args: &attach::Args, json: bool, interrupted: &Arc<AtomicBo
         return userspace::spawn();
     }
     let directory = lock(dir)?;
-    if let Some(writing) = Writing::in_folder(directory.at()) {
-        // It lost its writer: the lock is ours.
-        return take(&directory, writing, &args.write.work, json, interrupted);
+    let at = directory.at().to_owned();
+    match store_of(&directory)? {
+        None => attach_folder(&directory, &at, args, json, interrupted),
+        Some((shared, store, path)) => {
+            let folder = Stored::new(directory, &shared, store, path).map_err(wrong_store)?;
+            attach_folder(&folder, &at, args, json, interrupted)
+        }
     }
-    let mut device = Device::open(&directory)?;
+}
+
+/// Attaches the disk in the folder `at`, which is locked.
+fn attach_folder(
+    folder: &impl Folder<Log = fs::File>,
+    at: &Path,
+    args: &attach::Args,
+    json: bool,
+    interrupted: &Arc<AtomicBool>,
+) -> Result<()> {
+    if let Some(writing) = Writing::in_folder(at) {
+        // It lost its writer: the lock is ours.
+        return take(folder, writing, &args.write.work, json, interrupted);
+    }
+    let mut device = Device::open(folder)?;
     // What was flushed, and in no layer when the power failed.
     let options = args.write.work.options().layer;
     let (records, damage) = match args.write.salvage {
@@ -429,12 +527,12 @@ pub(crate) fn attach(args: &attach::Args, json: bool, interrupted: &Arc<AtomicBo
         false => (device.recover(&options)?, None),
     };
     if let Some(damage) = damage {
-        eprintln!("{}: the log is given up: {damage}", dir.display());
+        eprintln!("{}: the log is given up: {damage}", at.display());
     }
     if records > 0 {
         eprintln!(
             "{}: {records} records of the log became a layer",
-            dir.display()
+            at.display()
         );
     }
     let driver = Driver::new(args.configfs.as_deref())?;
@@ -454,7 +552,7 @@ pub(crate) fn attach(args: &attach::Args, json: bool, interrupted: &Arc<AtomicBo
             let writing = Writing {
                 pid: std::process::id(),
                 alive: true,
-                dir: directory.at().into(),
+                dir: at.into(),
                 name: made.name().to_owned(),
                 sequence: sequence(&disk).unwrap_or_default(),
                 disk,
@@ -481,23 +579,27 @@ pub(crate) fn writer(args: &WriterArgs, json: bool, interrupted: &Arc<AtomicBool
         return userspace::spawn();
     }
     let directory = lock(&args.dir)?;
-    match Writing::in_folder(directory.at()) {
-        Some(writing) => take(&directory, writing, &args.work, json, interrupted),
-        None => Err(Error::Busy {
+    let Some(writing) = Writing::in_folder(directory.at()) else {
+        return Err(Error::Busy {
             path: args.dir.clone(),
             reason: "is not attached".into(),
-        }),
+        });
+    };
+    match store_of(&directory)? {
+        None => take(&directory, writing, &args.work, json, interrupted),
+        Some((shared, store, path)) => {
+            let folder = Stored::new(directory, &shared, store, path).map_err(wrong_store)?;
+            take(&folder, writing, &args.work, json, interrupted)
+        }
     }
 }
 
-type OwnWriter<'a> = Writer<'a, Directory, kernel::Driver>;
-
 /// Becomes the writer of a disk.
-fn bind<'a>(
-    device: Device<'a, Directory>,
+fn bind<'a, F: Folder<Log = fs::File>>(
+    device: Device<'a, F>,
     writing: &Writing,
     work: &WorkArgs,
-) -> Result<OwnWriter<'a>> {
+) -> Result<Writer<'a, F, kernel::Driver>> {
     let minor = writing.disk.strip_prefix("obd").map(str::parse);
     let Some(Ok(minor)) = minor else {
         return Err(Error::Device {
@@ -521,13 +623,13 @@ fn bind<'a>(
 
 /// Becomes the writer of a disk that lost its own.
 fn take(
-    directory: &Directory,
+    folder: &impl Folder<Log = fs::File>,
     writing: Writing,
     work: &WorkArgs,
     json: bool,
     interrupted: &Arc<AtomicBool>,
 ) -> Result<()> {
-    let device = Device::open(directory)?;
+    let device = Device::open(folder)?;
     let writing = Writing {
         pid: std::process::id(),
         alive: true,
@@ -539,8 +641,8 @@ fn take(
 }
 
 /// Makes layers for as long as the disk is there.
-fn run(
-    mut writer: OwnWriter<'_>,
+fn run<F: Folder<Log = fs::File>>(
+    mut writer: Writer<'_, F, kernel::Driver>,
     mut writing: Writing,
     json: bool,
     interrupted: &Arc<AtomicBool>,
@@ -621,6 +723,17 @@ struct Compacted {
     asked: bool,
 }
 
+/// Merges layers of a disk that is not attached; how many became one, and are there.
+fn compact_folder(
+    folder: &impl Folder,
+    depth: Depth,
+    options: &obd_writer::Options,
+    interrupted: &AtomicBool,
+) -> Result<(Option<usize>, usize)> {
+    let merged = obd_service::compact(folder, depth, options, interrupted)?;
+    Ok((merged, Device::look(folder)?.lowers.len()))
+}
+
 /// Runs `obd compact`.
 pub(crate) fn compact(args: &CompactArgs, json: bool, interrupted: &AtomicBool) -> Result<()> {
     let dir = fs::canonicalize(&args.dir).map_err(|error| Error::io("find", &args.dir, error))?;
@@ -663,8 +776,13 @@ pub(crate) fn compact(args: &CompactArgs, json: bool, interrupted: &AtomicBool) 
         log: 0,
     };
     let options = options.options().layer;
-    let merged = obd_service::compact(&directory, depth, &options, interrupted)?;
-    let layers = Device::look(&directory)?.lowers.len();
+    let (merged, layers) = match store_of(&directory)? {
+        None => compact_folder(&directory, depth, &options, interrupted)?,
+        Some((shared, store, path)) => {
+            let folder = Stored::new(directory, &shared, store, path).map_err(wrong_store)?;
+            compact_folder(&folder, depth, &options, interrupted)?
+        }
+    };
     let merged = merged.unwrap_or(0);
     match json {
         true => crate::print_json(&Compacted {

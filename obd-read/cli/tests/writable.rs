@@ -12,10 +12,28 @@ use common::{
     stderr, //
 };
 use obd_core::SECTOR;
+use obd_engine::guard::{
+    self,
+    Force, //
+};
+use obd_engine::uring::{
+    self,
+    Purpose, //
+};
+use obd_engine::{
+    Shared,
+    Uring, //
+};
+use obd_service::folder::{
+    Expected,
+    LAYERS, //
+};
 use obd_service::{
     Directory,
-    Folder, //
+    Folder,
+    Stored, //
 };
+use obd_store::Store;
 use obd_writer::source::Range;
 use obd_writer::{
     Sink,
@@ -29,6 +47,7 @@ use std::path::{
     Path,
     PathBuf, //
 };
+use std::sync::Arc;
 
 fn fixture(name: &str) -> String {
     let path: PathBuf = [env!("CARGO_MANIFEST_DIR"), "../fixtures", name]
@@ -170,9 +189,9 @@ impl Source for Sector {
 }
 
 /// A file of a device's folder.
-struct File<'a>(&'a Directory, fs::File);
+struct File<'a, F: Folder>(&'a F, F::File);
 
-impl Sink for File<'_> {
+impl<F: Folder> Sink for File<'_, F> {
     fn append(&mut self, bytes: &[u8]) -> std::io::Result<()> {
         self.0.append(&mut self.1, bytes)
     }
@@ -181,9 +200,34 @@ impl Sink for File<'_> {
         self.0.overwrite(&mut self.1, bytes)
     }
 
-    fn finish(self) -> std::io::Result<()> {
-        Ok(())
+    fn finish(mut self) -> std::io::Result<()> {
+        self.0.sync(&mut self.1)
     }
+}
+
+/// Seven layers more in `folder`, as a writer would leave them.
+fn add_layers(folder: &impl Folder, said: &mut Value) {
+    for n in 2..9_u64 {
+        let name = format!("layers/{n:08}.lsmt");
+        let expected = Expected {
+            most: 1 << 20,
+            virtual_size: 1 << 20,
+        };
+        let file = folder.create_layer(&name, expected).unwrap();
+        let go = |_, _| ControlFlow::Continue(());
+        let options = obd_writer::Options::default();
+        obd_writer::commit(&Sector(n * 5 % 7), File(folder, file), &options, go).unwrap();
+        let lowers = said["lowers"].as_array_mut().unwrap();
+        lowers.push(serde_json::json!({ "file": name }));
+    }
+    folder.sync_names(LAYERS).unwrap();
+    said["obd"]["next"] = 9.into();
+}
+
+fn content(dir: &Path, name: &str) -> Vec<u8> {
+    let output = obd(dir, &["export", "-o", name, "disk/image.json"]);
+    assert!(output.status.success(), "{}", stderr(&output));
+    fs::read(dir.join(name)).unwrap()
 }
 
 #[test]
@@ -191,31 +235,101 @@ fn merged_layers_say_the_same() {
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path();
     json_of(dir, &["create", "--rw", "--size", "1M", "disk"]);
-    // As a writer would leave it.
     let folder = Directory::open(&dir.join("disk")).unwrap();
     let mut said = image(&dir.join("disk"));
-    for n in 2..9_u64 {
-        let name = format!("layers/{n:08}.lsmt");
-        let file = folder.create(&name).unwrap();
-        let go = |_, _| ControlFlow::Continue(());
-        let options = obd_writer::Options::default();
-        obd_writer::commit(&Sector(n * 5 % 7), File(&folder, file), &options, go).unwrap();
-        let lowers = said["lowers"].as_array_mut().unwrap();
-        lowers.push(serde_json::json!({ "file": name }));
-    }
-    said["obd"]["next"] = 9.into();
+    add_layers(&folder, &mut said);
     fs::write(dir.join("disk/image.json"), said.to_string()).unwrap();
     drop(folder);
-    let content = |name: &str| {
-        let output = obd(dir, &["export", "-o", name, "disk/image.json"]);
-        assert!(output.status.success(), "{}", stderr(&output));
-        fs::read(dir.join(name)).unwrap()
-    };
-    let before = content("before");
+    let before = content(dir, "before");
     let done = json_of(dir, &["compact", "disk"]);
     assert_eq!((&done["merged"], &done["layers"]), (&8.into(), &1.into()));
-    assert!(before == content("after"));
+    assert!(before == content(dir, "after"));
     assert_eq!(fs::read_dir(dir.join("disk/layers")).unwrap().count(), 1);
     let done = json_of(dir, &["compact", "disk"]);
     assert_eq!((&done["merged"], &done["layers"]), (&0.into(), &1.into()));
+}
+
+/// The same with layers in a store.
+#[test]
+fn layers_in_a_store() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    for (name, size) in [("store", 64 << 20), ("other", 8 << 20)] {
+        let file = fs::File::create(dir.join(name)).unwrap();
+        file.set_len(size).unwrap();
+        json_of(dir, &["store", "init", name]);
+    }
+    let create = ["create", "--rw", "--size", "1M", "disk", "--store", "store"];
+    let by = |engine: &'static str| [&create[..], &["--engine", engine]].concat();
+    fails(dir, &by("vfio"), 2, "takes the controller from the kernel");
+    assert!(!dir.join("disk").exists());
+    json_of(dir, &by("uring"));
+    let whole = json_of(dir, &["store", "list", "store"])["free"].clone();
+    // It is this disk's.
+    fails(
+        dir,
+        &["create", "--rw", "-s", "1M", "more", "--store", "store"],
+        3,
+        "has layers",
+    );
+    for command in [
+        &["store", "merge", "store"][..],
+        &["store", "export", "-o", "raw", "store"],
+        &["export", "-o", "raw", "store"],
+    ] {
+        fails(dir, command, 1, "layers of a read-write disk");
+    }
+
+    let mut said = image(&dir.join("disk"));
+    let path = said["obd"]["store"]["device"].as_str().unwrap().to_owned();
+    let options = uring::Options::default();
+    let force = Force::Holds(guard::STORE);
+    let engine = Uring::open(Path::new(&path), Purpose::Own(force), &options).unwrap();
+    let shared = Arc::new(Shared::new(Box::new(engine)));
+    let store = Store::open(Arc::clone(&shared), true).unwrap();
+    let folder = Directory::open(&dir.join("disk")).unwrap();
+    let folder = Stored::new(folder, &shared, store, path).unwrap();
+    add_layers(&folder, &mut said);
+    // One that `image.json` does not name, of a writer that was killed.
+    let expected = Expected {
+        most: 1 << 20,
+        virtual_size: 1 << 20,
+    };
+    let mut file = folder
+        .create_layer("layers/00000009.lsmt", expected)
+        .unwrap();
+    folder.append(&mut file, b"rubbish").unwrap();
+    folder.sync(&mut file).unwrap();
+    folder.sync_names(LAYERS).unwrap();
+    drop((file, folder));
+    drop(shared);
+    fs::write(dir.join("disk/image.json"), said.to_string()).unwrap();
+
+    let layers = || {
+        json_of(dir, &["store", "list", "store"])["layers"]
+            .as_array()
+            .unwrap()
+            .len()
+    };
+    assert_eq!(layers(), 9);
+    assert_eq!(fs::read_dir(dir.join("disk/layers")).unwrap().count(), 0);
+    let before = content(dir, "before");
+    let done = json_of(dir, &["compact", "disk"]);
+    assert_eq!((&done["merged"], &done["layers"]), (&8.into(), &1.into()));
+    assert!(before == content(dir, "after"));
+    // What it was made of, and what was left, has made room.
+    assert_eq!(layers(), 1);
+    assert_eq!(json_of(dir, &["store", "list", "store"])["free"], whole);
+
+    // Another store is not taken for it.
+    let mut said = image(&dir.join("disk"));
+    said["obd"]["store"]["device"] = dir.join("other").to_str().unwrap().into();
+    fs::write(dir.join("disk/image.json"), said.to_string()).unwrap();
+    fails(dir, &["compact", "disk"], 1, "in another store");
+    fails(
+        dir,
+        &["export", "-o", "raw", "disk/image.json"],
+        1,
+        "is not its store",
+    );
 }

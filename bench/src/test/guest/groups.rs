@@ -376,6 +376,7 @@ pub(super) const OBD: Group = Group {
         ("rw-busy", obd_rw::busy),
         ("rw-no-room", obd_rw::no_room),
         ("rw-options", obd_rw::options),
+        ("rw-store", obd_rw::stored),
         ("rw-churn", churn::short),
         ("unload", obd::unload),
     ],

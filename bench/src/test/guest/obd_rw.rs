@@ -238,3 +238,50 @@ pub(super) fn options(f: &mut Fixture) -> Result<()> {
            leave";
     f.long(&script).map(drop)
 }
+
+/// Layers go to a store on the drive, past file systems, and are read from there: while they
+/// are made and merged, by disks whose writer is killed, and read-only afterwards.
+pub(super) fn stored(f: &mut Fixture) -> Result<()> {
+    let script = prologue(f.obd()?)
+        + FUNCTIONS
+            .replace("cd /mnt/place", "mkdir -p /run/place; cd /run/place")
+            .as_str()
+        + r#"store=/dev/nvme0n1; umount $store 2>/dev/null || :
+           layers() { $obd --json store list $store | grep -c '"offset"'; }
+           no $obd create --rw --size 16M --store $store disk 2>/run/why
+           grep -q 'no layer store' /run/why; no test -e disk
+           $obd store init --force $store > /dev/null
+           no $obd create --rw --size 16M --store $store --engine vfio disk 2>/run/why
+           grep -q 'takes the controller' /run/why
+           $obd create --rw --size 16M --store $store disk > /dev/null
+           dev=$($obd attach --writable --name w --max-layers 3 --memory 4M --log 0 disk)
+           fio --name=w --filename=$dev --size=8m --bs=4k --rw=randwrite --ioengine=psync \
+               --fdatasync=32 --verify=crc32c --do_verify=0 --randseed=9 --minimal > /run/fio & fio=$!
+           # Reads of layers that are merged under them.
+           while ! test -e /run/stop; do
+               dd if=$dev of=/dev/null bs=64k iflag=direct 2>/run/reads || touch /run/bad
+           done & reads=$!
+           for i in 1 2 3; do
+               sleep 0.$((i * 37 % 10)); kill -9 $(writer); soon no_writer
+               [ $($obd writer --max-layers 3 --log 0 disk) = $dev ]
+           done
+           wait $fio; touch /run/stop; wait $reads; rm /run/stop; no test -e /run/bad
+           [ $(stat errors) = 0 ]; [ $(stat commits) -gt 5 ]
+           grep -c "^[0-9]*+[0-9]* $store$" /sys/kernel/config/obd/w/layers
+           no grep -v "^[0-9]*+[0-9]* $store$" /sys/kernel/config/obd/w/layers
+           for change in 'store trim' 'store init --force' 'check --force'; do
+               no $obd $change $store 2>/run/why; grep -q 'made of it\|in use' /run/why
+           done
+           sum $dev > /run/whole; $obd detach w
+           [ -z "$(ls disk/layers)" ]; [ $(layers) -le 6 ]
+           no $obd attach $store 2>/run/why; grep -q 'of a read-write disk' /run/why
+           dev=$($obd attach --name r disk/image.json); sum $dev | cmp - /run/whole
+           fio --name=w --filename=$dev --readonly --size=8m --bs=4k --rw=read \
+               --ioengine=psync --verify=crc32c --verify_fatal=1 --minimal > /run/fio
+           $obd detach r
+           $obd compact disk > /dev/null; [ $(layers) = 1 ]
+           dev=$($obd attach --name r disk/image.json); sum $dev | cmp - /run/whole; $obd detach r
+           $obd export -o /run/raw disk/image.json; sum /run/raw | cmp - /run/whole
+           rm -r disk /run/raw; cd /"#;
+    f.long(&script).map(drop)
+}
