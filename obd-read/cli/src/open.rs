@@ -247,19 +247,16 @@ fn open_writable(path: &Path, index: Option<&Path>) -> Result<Layer> {
 }
 
 impl StackArgs {
-    /// The files by name, age and size, in order: the same again, if nobody
-    /// changed them.
-    ///
-    /// # Errors
-    ///
-    /// A configuration that cannot be read, a file that is not there.
-    pub(crate) fn fingerprint(&self) -> Result<[u8; 16]> {
-        let files = self.files()?;
+    /// Opens and stacks the layers. With them goes a number for the files by name, age and
+    /// size, in order: the same again, if nobody changed them.
+    pub(crate) fn open_known(&self, interrupted: &Arc<AtomicBool>) -> Result<(Stack, [u8; 16])> {
+        let files = self.checked_files(interrupted)?;
+        let stack = Self::stack(&files)?;
         let places = files.into_iter().flat_map(|file| {
             let index = file.index.map(Place::whole);
             std::iter::once(file.place).chain(index)
         });
-        fingerprint(places)
+        Ok((stack, fingerprint(places)?))
     }
 
     fn files(&self) -> Result<Vec<LayerFile>> {
@@ -314,9 +311,12 @@ impl StackArgs {
 
     /// Opens and stacks the layers.
     pub(crate) fn open(&self, interrupted: &Arc<AtomicBool>) -> Result<Stack> {
-        let files = self.checked_files(interrupted)?;
+        Self::stack(&self.checked_files(interrupted)?)
+    }
+
+    fn stack(files: &[LayerFile]) -> Result<Stack> {
         let mut layers = Vec::with_capacity(files.len());
-        for file in &files {
+        for file in files {
             let layer = match &file.index {
                 Some(index) => open_writable(&file.place.path, Some(index))?,
                 None => match probe_place(&file.place)? {

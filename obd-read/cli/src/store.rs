@@ -193,8 +193,8 @@ pub(crate) fn run(args: &Args, json: bool, interrupted: &Arc<AtomicBool>) -> Res
             layer,
             stack,
         } => {
-            let identity = stack.fingerprint()?;
-            let stacked = match stack.open(interrupted)? {
+            let (stacked, identity) = stack.open_known(interrupted)?;
+            let stacked = match stacked {
                 Stack::Image(stacked) => stacked,
                 Stack::ZFile(path, _) => {
                     return Err(Error::Source {
