@@ -31,6 +31,7 @@ use crate::userspace::{
     self,
     STATE_DIR, //
 };
+use crate::write::CompressionArgs;
 use obd_engine::guard::{
     self,
     Force, //
@@ -149,6 +150,9 @@ struct WorkArgs {
         value_parser = clap::value_parser!(u8).range(1..=200))]
     max_layers: u8,
 
+    #[command(flatten)]
+    compression: CompressionArgs,
+
     /// Threads that compress; one per processor, 4 at most, by default.
     #[arg(long, value_name = "N")]
     threads: Option<NonZero<usize>>,
@@ -196,6 +200,9 @@ pub(crate) struct CompactArgs {
     /// Those below it, too. Their files stay.
     #[arg(long)]
     all: bool,
+
+    #[command(flatten)]
+    compression: CompressionArgs,
 }
 
 /// The writer of a disk, as others see it.
@@ -469,19 +476,28 @@ impl WriteArgs {
 
 impl WorkArgs {
     fn options(&self) -> Options {
-        let threads = self.threads.unwrap_or_else(|| {
-            let all = available_parallelism().map_or(1, NonZero::get);
-            NonZero::new(all.min(THREADS)).unwrap_or(NonZero::<usize>::MIN)
-        });
         Options {
-            layer: obd_writer::Options {
-                threads: threads.min(obd_writer::Options::MAX_THREADS),
-                ..obd_writer::Options::default()
-            },
+            layer: layer_options(self.threads, &self.compression),
             max_layers: self.max_layers.into(),
             log: self.log,
             ..Options::default()
         }
+    }
+}
+
+/// How layers are written.
+fn layer_options(
+    threads: Option<NonZero<usize>>,
+    compression: &CompressionArgs,
+) -> obd_writer::Options {
+    let threads = threads.unwrap_or_else(|| {
+        let all = available_parallelism().map_or(1, NonZero::get);
+        NonZero::new(all.min(THREADS)).unwrap_or(NonZero::<usize>::MIN)
+    });
+    obd_writer::Options {
+        threads: threads.min(obd_writer::Options::MAX_THREADS),
+        compression: compression.compression(true),
+        ..obd_writer::Options::default()
     }
 }
 
@@ -770,12 +786,7 @@ pub(crate) fn compact(args: &CompactArgs, json: bool, interrupted: &AtomicBool) 
         true => Depth::All,
         false => Depth::Own,
     };
-    let options = WorkArgs {
-        max_layers: 1,
-        threads: None,
-        log: 0,
-    };
-    let options = options.options().layer;
+    let options = layer_options(None, &args.compression);
     let (merged, layers) = match store_of(&directory)? {
         None => compact_folder(&directory, depth, &options, interrupted)?,
         Some((shared, store, path)) => {

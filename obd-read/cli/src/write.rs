@@ -60,8 +60,12 @@ pub(crate) struct WriteArgs {
     pub(crate) how: HowArgs,
 }
 
-/// How a layer is written.
+/// How a layer is written: of no use where none is.
 #[derive(clap::Args)]
+#[group(requires = "output", args = [
+    "force", "tar", "engine", "algorithm", "block_size", "no_checksums", "threads", "uuid",
+    "parent_uuid", "message",
+])]
 pub(crate) struct HowArgs {
     /// Replace the file if it exists.
     #[arg(short, long)]
@@ -86,9 +90,9 @@ enum Way {
     Cache,
 }
 
-/// What a layer is like.
+/// How blocks of layers are compressed.
 #[derive(clap::Args)]
-pub(crate) struct LayerArgs {
+pub(crate) struct CompressionArgs {
     /// How blocks are compressed; `none` writes a plain LSMT file.
     #[arg(long, value_enum, default_value_t = Codec::Lz4)]
     algorithm: Codec,
@@ -96,6 +100,29 @@ pub(crate) struct LayerArgs {
     /// KiB per compressed block: 4, 8, 16, 32 or 64.
     #[arg(long, value_name = "KIB", default_value_t = 4, value_parser = block_size)]
     block_size: u32,
+}
+
+impl CompressionArgs {
+    /// The same for [`Options`].
+    pub(crate) fn compression(&self, checksums: bool) -> Option<Compression> {
+        let algorithm = match self.algorithm {
+            Codec::Lz4 => Algorithm::Lz4,
+            Codec::Zstd => Algorithm::Zstd,
+            Codec::None => return None,
+        };
+        Some(Compression {
+            algorithm,
+            block_size: self.block_size << 10,
+            checksums,
+        })
+    }
+}
+
+/// What a layer is like.
+#[derive(clap::Args)]
+pub(crate) struct LayerArgs {
+    #[command(flatten)]
+    compression: CompressionArgs,
 
     /// Leave out the checksums of blocks.
     #[arg(long)]
@@ -215,17 +242,8 @@ impl LayerArgs {
     /// Options without tar; `parent` is the UUID of the layer below as the source
     /// has it.
     pub(crate) fn options(&self, parent: Option<[u8; 36]>) -> Options {
-        let algorithm = match self.algorithm {
-            Codec::Lz4 => Some(Algorithm::Lz4),
-            Codec::Zstd => Some(Algorithm::Zstd),
-            Codec::None => None,
-        };
         let mut options = Options {
-            compression: algorithm.map(|algorithm| Compression {
-                algorithm,
-                block_size: self.block_size << 10,
-                checksums: !self.no_checksums,
-            }),
+            compression: self.compression.compression(!self.no_checksums),
             uuid: self.uuid.unwrap_or_default(),
             message: self.message.clone(),
             threads: self.threads.unwrap_or_else(|| {

@@ -241,8 +241,19 @@ fn merged_layers_say_the_same() {
     fs::write(dir.join("disk/image.json"), said.to_string()).unwrap();
     drop(folder);
     let before = content(dir, "before");
-    let done = json_of(dir, &["compact", "disk"]);
+    let how = ["--algorithm", "zstd", "--block-size", "16"];
+    let done = json_of(dir, &[&["compact", "disk"], &how[..]].concat());
     assert_eq!((&done["merged"], &done["layers"]), (&8.into(), &1.into()));
+    let merged = image(&dir.join("disk"))["lowers"][0]["file"].clone();
+    let merged = json_of(
+        dir,
+        &["info", &format!("disk/{}", merged.as_str().unwrap())],
+    );
+    let merged = merged.to_string();
+    assert!(
+        merged.contains("zstd") && merged.contains("16384"),
+        "{merged}"
+    );
     assert!(before == content(dir, "after"));
     assert_eq!(fs::read_dir(dir.join("disk/layers")).unwrap().count(), 1);
     let done = json_of(dir, &["compact", "disk"]);

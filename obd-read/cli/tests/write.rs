@@ -5,6 +5,7 @@
 mod common;
 
 use common::{
+    failed,
     fails,
     json_of,
     obd, //
@@ -147,6 +148,10 @@ fn commit_as_upstream_does() {
     assert!(fs::read(dir.join("stacked")).unwrap() == fs::read(dir.join("merged")).unwrap());
     assert_eq!(names(dir), ["again", "layer", "merged", "one", "stacked"]);
     json_of(dir, &[&["merge", "-o", "two"], &files[..]].concat());
+    // How a layer is written is nothing to a list.
+    for how in [&["--tar"][..], &["--algorithm", "zstd"], &["-m", "text"]] {
+        failed(dir, &[&["merge"], how, &files[..]].concat(), 2, "--output");
+    }
     assert!(fs::read(dir.join("one")).unwrap() == fs::read(dir.join("two")).unwrap());
 }
 
