@@ -24,6 +24,9 @@ const NAMES: [&str; 2] = ["overlaybd.commit", "overlaybd.sealed"];
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Config {
+    /// Where the layers' blobs are on a registry, which nothing here is read from.
+    #[serde(default)]
+    repo_blob_url: String,
     /// Sealed layers, bottom to top.
     #[serde(default)]
     lowers: Vec<Lower>,
@@ -185,7 +188,7 @@ impl Config {
         let mut layers = Vec::new();
         for (i, lower) in self.lowers.into_iter().enumerate() {
             let path = lower
-                .path(base)
+                .path(base, &self.repo_blob_url)
                 .map_err(|reason| format!("lower {i}: {reason}"))?;
             layers.push(LayerFile {
                 place: Place::whole(path),
@@ -210,7 +213,7 @@ impl Config {
 }
 
 impl Lower {
-    fn path(&self, base: &Path) -> std::result::Result<PathBuf, String> {
+    fn path(&self, base: &Path, repo: &str) -> std::result::Result<PathBuf, String> {
         if !self.target_file.is_empty() || !self.target_digest.is_empty() {
             return Err("a turboOCI (warp) layer is not supported".into());
         }
@@ -224,7 +227,16 @@ impl Lower {
             .iter()
             .map(|name| base.join(&self.dir).join(name))
             .find(|path| path.exists())
-            .ok_or(format!("no {} in {}", NAMES.join(" or "), self.dir))
+            .ok_or_else(|| {
+                let missing = format!("no {} in {}", NAMES.join(" or "), self.dir);
+                match self.digest.is_empty() || repo.is_empty() {
+                    true => missing,
+                    false => format!(
+                        "{missing}: {} is on the registry only ({repo}), nothing is downloaded",
+                        self.digest
+                    ),
+                }
+            })
     }
 }
 

@@ -199,6 +199,207 @@ fn configuration_and_digests() {
     assert!(stderr(&output).contains("no digest"), "{}", stderr(&output));
 }
 
+/// The snapshotter's folder of a snapshot: `fs` has its layer, `block` its configuration.
+struct Snapshot {
+    root: PathBuf,
+    number: u32,
+}
+
+impl Snapshot {
+    fn new(root: &Path, number: u32) -> Self {
+        let snapshot = Self {
+            root: root.into(),
+            number,
+        };
+        for dir in ["fs", "block"] {
+            fs::create_dir_all(snapshot.path(dir)).unwrap();
+        }
+        snapshot
+    }
+
+    /// One whose layer is there, as if it had been downloaded or committed.
+    fn with_layer(root: &Path, number: u32, name: &str, layer: &str) -> Self {
+        let snapshot = Self::new(root, number);
+        fs::copy(fixture(layer), snapshot.path("fs").join(name)).unwrap();
+        snapshot
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.root.join(format!("snapshots/{}/{name}", self.number))
+    }
+
+    fn result_file(&self) -> PathBuf {
+        self.path("block/init-debug.log")
+    }
+
+    /// A lower of an image on a registry.
+    fn remote(&self, layer: &str) -> Value {
+        json!({
+            "digest": format!("sha256:{}", sha256(&fixture(layer))),
+            "size": fs::metadata(fixture(layer)).unwrap().len(),
+            "dir": self.path("fs"),
+        })
+    }
+
+    /// Writes its configuration, in one line as the snapshotter does.
+    fn configure(&self, lowers: &[Value], upper: Value) -> PathBuf {
+        let config = self.path("block/config.v1.json");
+        let text = json!({
+            "repoBlobUrl": "https://registry.example/v2/library/x/blobs",
+            "lowers": lowers,
+            "upper": upper,
+            "resultFile": self.result_file(),
+        });
+        fs::write(&config, text.to_string()).unwrap();
+        config
+    }
+
+    /// Attaching it fails before there is a disk; what is said of it to who runs the tool, and
+    /// to the snapshotter, is the same.
+    fn is_refused(&self, config: &Path, options: &[&str], says: &[&str]) {
+        let mut args = vec!["attach", "--userspace", "--foreground", path(config)];
+        args.extend(options);
+        let output = obd(args);
+        assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
+        let result = fs::read_to_string(self.result_file()).unwrap();
+        let reason = result.strip_prefix("failed:").unwrap();
+        assert_eq!(stderr(&output).trim(), format!("error: {reason}"));
+        for text in says {
+            assert!(reason.contains(text), "{reason}");
+        }
+        fs::remove_file(self.result_file()).unwrap();
+    }
+}
+
+fn content_of(id: &str) -> String {
+    let entry = manifest().into_iter().find(|entry| entry["id"] == id);
+    let entry = entry.unwrap();
+    entry["decoded"]["sha256"].as_str().unwrap().to_owned()
+}
+
+/// Images on a registry, downloaded and not, and layers made here.
+#[test]
+fn snapshots_that_are_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let layers = ["a-s3-0.layer", "a-s3-1.layer", "a-s3-2.layer"];
+    let numbered = |i: usize| (i as u32 + 1, layers[i]);
+    let snapshots = [0, 1, 2].map(|i| {
+        let (number, layer) = numbered(i);
+        Snapshot::with_layer(dir.path(), number, "overlaybd.commit", layer)
+    });
+    let mut lowers: Vec<Value> = (0..3).map(|i| snapshots[i].remote(layers[i])).collect();
+    let top = &snapshots[2];
+    let config = top.configure(&lowers, json!({}));
+    assert_eq!(export(&[path(&config)]), content_of("a-s3"));
+    assert_eq!(
+        export(&[path(&config), "--check-digests"]),
+        content_of("a-s3")
+    );
+
+    // Made on this machine: no digest. Sealed instead of committed.
+    let here = Snapshot::with_layer(dir.path(), 4, "overlaybd.sealed", layers[1]);
+    let made = json!({"dir": here.path("fs")});
+    let mixed = [lowers[0].clone(), made, lowers[2].clone()];
+    let config = top.configure(&mixed, json!({}));
+    assert_eq!(export(&[path(&config)]), content_of("a-s3"));
+    top.is_refused(
+        &config,
+        &["--check-digests"],
+        &["overlaybd.sealed", "no digest"],
+    );
+
+    // Not what the registry has.
+    fs::copy(fixture(layers[0]), snapshots[1].path("fs/overlaybd.commit")).unwrap();
+    let config = top.configure(&lowers, json!({}));
+    let wrong = ["snapshots/2/fs/overlaybd.commit: sha256 is"];
+    top.is_refused(&config, &["--check-digests"], &wrong);
+
+    // Not there yet.
+    let remote = Snapshot::new(dir.path(), 5);
+    lowers[1] = remote.remote(layers[1]);
+    let digest = lowers[1]["digest"].as_str().unwrap().to_owned();
+    let config = top.configure(&lowers, json!({}));
+    let says = [
+        "lower 1: no overlaybd.commit or overlaybd.sealed in",
+        &digest,
+        "on the registry only (https://registry.example/v2/library/x/blobs)",
+    ];
+    top.is_refused(&config, &[], &says);
+
+    // The original layer with an index of its own.
+    lowers[1] = json!({
+        "gzipIndex": remote.path("fs/gzip.meta"),
+        "file": remote.path("fs/ext4.fs.meta"),
+        "targetDigest": digest,
+        "dir": remote.path("fs"),
+    });
+    let config = top.configure(&lowers, json!({}));
+    top.is_refused(&config, &[], &["lower 1: a turboOCI (warp) layer"]);
+}
+
+/// A container's own layer above the image: read by the tool, and no disk's as long as it is
+/// written to.
+#[test]
+fn snapshots_that_are_written_to() {
+    let entry = manifest()
+        .into_iter()
+        .find(|entry| !entry["upper"]["data"].is_null() && entry["class"] == "stack")
+        .unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let names = entry["layers"].as_array().unwrap();
+    let lowers: Vec<Value> = names
+        .iter()
+        .enumerate()
+        .map(|(i, name)| {
+            let name = name.as_str().unwrap();
+            let number = i as u32 + 1;
+            Snapshot::with_layer(dir.path(), number, "overlaybd.commit", name).remote(name)
+        })
+        .collect();
+    let top = Snapshot::new(dir.path(), 9);
+    let upper = |what: &str| {
+        let to = top.path(&format!("block/writable_{what}"));
+        fs::copy(fixture(entry["upper"][what].as_str().unwrap()), &to).unwrap();
+        to
+    };
+    let config = top.configure(
+        &lowers,
+        json!({"index": upper("index"), "data": upper("data"), "vsize": 64}),
+    );
+    assert_eq!(
+        export(&[path(&config)]),
+        content_of(entry["id"].as_str().unwrap())
+    );
+    let says = ["block/writable_data", "still written to", "commit"];
+    top.is_refused(&config, &[], &says);
+}
+
+/// What is still written to is no disk's: neither by its name nor with its index.
+#[test]
+fn layers_that_are_not_sealed_are_not_attached() {
+    let [append, index, sparse] = [
+        "a-w01-append.rwdata",
+        "a-w01-append.rwindex",
+        "a-w03-sparse.rwdata",
+    ]
+    .map(fixture);
+    let [append, index, sparse] = [path(&append), path(&index), path(&sparse)];
+    for args in [
+        vec![append],
+        vec![sparse],
+        vec!["--upper-data", sparse],
+        vec!["--upper-data", append],
+        vec!["--upper-data", append, "--upper-index", index],
+    ] {
+        let output = obd(["attach", "--userspace", "--foreground"]
+            .iter()
+            .chain(&args));
+        assert_eq!(output.status.code(), Some(1), "{args:?}");
+        let text = stderr(&output);
+        assert!(text.contains("seal or commit it first"), "{text}");
+    }
+}
+
 #[test]
 fn holes_stay_holes() {
     let dir = tempfile::tempdir().unwrap();

@@ -298,9 +298,10 @@ impl fmt::Display for Unsupported {
             Unsupported::Warp => {
                 f.write_str("a turboOCI (warp) layer, whose data is in another file")
             }
-            Unsupported::Unsealed => {
-                f.write_str("a read-write layer that was not sealed: give its index file, too")
-            }
+            Unsupported::Unsealed => f.write_str(
+                "a read-write layer that was not sealed: seal or commit it first, or give its \
+                 index file to what reads such layers",
+            ),
             Unsupported::Pax(size) => write!(f, "a tar file with a pax header of {size} bytes"),
             Unsupported::TooLarge { name, value } => write!(f, "too large: {value} {name}"),
             Unsupported::Memory { needed, most } => write!(
