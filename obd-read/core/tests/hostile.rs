@@ -140,26 +140,61 @@ fn tar_target() {
     stress(&inputs, bodies::wrapped, 3);
 }
 
-/// Every byte of a compressed layer, changed in three ways: whatever can still
-/// be read is right.
-#[test]
-fn every_single_byte_change_of_a_small_image() {
-    let original = fixture("a-c00-base-committed.layer");
+/// Every byte of `name` changed, in `range` to each other value that it can have, else in three
+/// ways: whatever can still be read is right. How many changes were not noticed.
+fn change_every_byte(name: &str, range: impl Fn(usize) -> bool) -> usize {
+    let original = fixture(name);
     let content = decode(original.clone()).unwrap();
     let mut image = original.clone();
     let mut unnoticed = 0;
     for i in 0..original.len() {
-        for change in [0x80, 0xff, 1 << (i % 7)] {
+        let some = [0x80, 0xff, 1 << (i % 7)];
+        let changes = (1..=u8::MAX).filter(|change| range(i) || some.contains(change));
+        for change in changes {
             image[i] = original[i] ^ change;
             if let Ok(got) = decode(image.clone()) {
-                assert!(got == content, "byte {i} ^ {change:#x} changes the image");
+                assert!(
+                    got == content,
+                    "{name}: byte {i} ^ {change:#x} changes the image"
+                );
                 unnoticed += 1;
             }
-            image[i] = original[i];
         }
+        image[i] = original[i];
     }
+    unnoticed
+}
+
+/// A compressed layer: every value of every byte of header, jump table and trailer.
+#[test]
+fn every_single_byte_change_of_a_small_image() {
+    let name = "a-c00-base-committed.layer";
+    let len = fixture(name).len();
+    let opened = layer(fixture(name)).unwrap();
+    let table = opened.zfile().unwrap().info().index_offset as usize;
+    assert!((512..len - 512).contains(&table));
+    let unnoticed = change_every_byte(name, |i| i < 512 || i >= table);
     // The header's flags of which nothing follows, and nothing else.
-    assert!(unnoticed < 100, "{unnoticed} changes were not noticed");
+    assert!(
+        unnoticed < 18 * 255 + 1,
+        "{unnoticed} changes were not noticed"
+    );
+}
+
+/// Every value of every byte of the smallest files there are.
+#[test]
+fn every_single_byte_change_of_tiny_files() {
+    for name in [
+        "a-z17-empty.zfile",
+        "a-z18-one-byte.zfile",
+        "a-z19-one-block.zfile",
+    ] {
+        let unnoticed = change_every_byte(name, |_| true);
+        assert!(
+            unnoticed < 18 * 255 + 1,
+            "{name}: {unnoticed} changes were not noticed"
+        );
+    }
 }
 
 /// The same cut off at every length.

@@ -68,11 +68,29 @@ fn incompressible_blocks_of_64_kib() {
     assert_eq!(decode_zfile(&file).unwrap().len(), 65_636);
 }
 
-/// 3. is the writer's speed; the bytes its threads write are read like others.
+/// 3. is the writer's speed, which is tested with the writer; what its threads wrote is read
+///    like what one thread did.
 #[test]
 fn bytes_of_the_multi_threaded_builder() {
-    let layer = layer(fixture("a-s6-5.layer")).unwrap();
-    assert!(hash_image(&image(vec![layer]).unwrap()).is_ok());
+    let entries = manifest();
+    let threaded: Vec<_> = entries
+        .iter()
+        .filter(|entry| {
+            entry["how"]
+                .as_str()
+                .is_some_and(|how| how.contains("compress_threads"))
+        })
+        .collect();
+    assert!(!threaded.is_empty());
+    for entry in threaded {
+        let bytes = fixture(text(entry, "file"));
+        let opened = layer(bytes.clone()).unwrap();
+        let blocks = opened.zfile().unwrap().info().blocks;
+        assert!(blocks > 1, "{} has {blocks} blocks", entry["id"]);
+        let image = image(vec![opened]).unwrap();
+        let want = text(&entry["decoded"], "sha256");
+        assert_eq!(hash_image(&image).unwrap(), want, "{}", entry["id"]);
+    }
 }
 
 /// 4. No layer says how large the image is.
@@ -287,6 +305,37 @@ fn errors_say_what_and_where() {
         assert!(text.starts_with(start), "{text}");
         assert!(!text.contains('\n'));
     }
+}
+
+/// 9. So does that of every damaged fixture, and it is none of a failed read: what is wrong is
+///    the file, not the system.
+#[test]
+fn errors_of_every_damaged_fixture() {
+    let mut seen = 0;
+    for entry in manifest() {
+        if entry["class"] != "corrupt" {
+            continue;
+        }
+        let id = text(&entry, "id");
+        let Err(error) = decode(fixture(text(&entry, "file"))) else {
+            continue;
+        };
+        let said = error.to_string();
+        match &error {
+            Error::Damaged(fault) => {
+                let (place, reason) = (fault.place.to_string(), fault.reason.to_string());
+                assert_eq!(said, format!("{place}: {reason}"), "{id}");
+                assert!(!place.is_empty() && !reason.is_empty(), "{id}: {said}");
+            }
+            Error::Unsupported(what) => {
+                assert_eq!(said, format!("not supported: {what}"), "{id}");
+            }
+            other => panic!("{id}: {other}"),
+        }
+        assert!(!said.contains('\n'), "{id}: {said}");
+        seen += 1;
+    }
+    assert!(seen >= 65, "{seen}");
 }
 
 /// A turboOCI layer: segments with tags, and data that is not here.
