@@ -15,10 +15,14 @@ use obd_core::lsmt::{
     Segment, //
 };
 use obd_core::platform::Crc32c;
-use obd_core::scratch::Scratch;
+use obd_core::scratch::{
+    Fetch,
+    Scratch, //
+};
 use obd_core::source::{
     Bytes,
     Outside,
+    Source,
     Window, //
 };
 use obd_core::tar;
@@ -97,6 +101,64 @@ fn zfile_once(input: &[u8]) {
     let mut byte = [0];
     assert!(file.read_at(file.size(), &mut byte, &mut scratch).is_err());
     assert!(file.read_at(u64::MAX, &mut byte, &mut scratch).is_err());
+
+    let mut kept = Scratch::new(file.needs()).expect("scratch is small");
+    for read in reads(size, 1) {
+        if read.fetched {
+            let fetch = file.fetch(read.at, read.len as u64, FETCHED);
+            bring(fetch, file.file().source(), read.start, &mut kept);
+        }
+        let (mut got, mut want) = (vec![0xee; read.len], vec![0xaa; read.len]);
+        let next = file.read_next(read.at, &mut got, read.ahead, &mut kept);
+        let alone = file.read_at(read.at, &mut want, &mut scratch);
+        assert_eq!(next.is_ok(), alone.is_ok(), "{read:?}");
+        assert!(next.is_err() || got == want, "{read:?}");
+    }
+}
+
+/// Bytes that the driver reads at once at most, before a worker decodes them.
+const FETCHED: usize = 120 << 10;
+
+/// A read as the driver does them: by buffers that hold what is left of the read before, with
+/// more wanted next, or with the stored bytes brought before it.
+#[derive(Debug)]
+struct Read {
+    at: u64,
+    len: usize,
+    ahead: u64,
+    fetched: bool,
+    /// Where in the buffer the stored bytes are brought to.
+    start: usize,
+}
+
+/// Reads of `size` bytes: behind each other, and again; all numbers multiples of `unit`.
+fn reads(size: u64, unit: u64) -> impl Iterator<Item = Read> {
+    let cut = move |number: u64| number / unit * unit;
+    (0..24).scan(0, move |next, i: usize| {
+        let at = match i % 4 {
+            3 => cut(size * i as u64 / 24),
+            _ => *next,
+        };
+        let len = cut([512, 4096, 9216, 65_536 + 512][i % 4].min(size - at));
+        *next = if at + len < size { at + len } else { 0 };
+        Some(Read {
+            at,
+            len: len as usize,
+            ahead: cut([0, 4096, 131_072][i % 3].min(size - at - len)),
+            fetched: i % 5 < 3,
+            start: i * 21,
+        })
+    })
+}
+
+/// Brings what is to be fetched to the scratch, all of which lies in the file.
+fn bring(fetch: Option<Fetch>, blob: &Blob<'_>, start: usize, scratch: &mut Scratch<Host>) {
+    let Some(fetch) = fetch else { return };
+    assert!(fetch.len <= FETCHED);
+    let room = &mut scratch.room()[start..][..fetch.len];
+    blob.read_exact_at(fetch.at, room)
+        .expect("it is in the file");
+    scratch.fetched(&fetch, start);
 }
 
 /// Writes the right digests into a zfile's header and trailer, and the right
@@ -176,6 +238,24 @@ fn stack(layers: Vec<Layer<Blob<'_>, Host>>) {
     }
     assert!(image.read_at(1, &mut buf[..512], &mut scratch).is_err());
     assert!(image.read_at(0, &mut buf[..511], &mut scratch).is_err());
+
+    let mut kept = Scratch::new(image.needs()).expect("scratch is small");
+    let first = segments.iter().flatten().map(Segment::lba).min();
+    let begin = first.unwrap_or_default().min(sectors) * 512;
+    for read in reads((image.size() - begin).min(COMPARED) / 512 * 512, 512) {
+        let at = begin + read.at;
+        if read.fetched
+            && let Some(fetch) = image.fetch(at, read.len as u64, FETCHED)
+        {
+            let blob = image.layers()[fetch.layer].file().source();
+            bring(Some(fetch), blob, read.start, &mut kept);
+        }
+        let (mut got, mut want) = (vec![0xee; read.len], vec![0xaa; read.len]);
+        let next = image.read_next(at, &mut got, read.ahead, &mut kept);
+        let alone = image.read_at(at, &mut want, &mut scratch);
+        assert_eq!(next.is_ok(), alone.is_ok(), "{read:?}");
+        assert!(next.is_err() || got == want, "{read:?}");
+    }
 }
 
 fn what(piece: &Piece, i: u64) -> Contents {
