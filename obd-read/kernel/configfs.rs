@@ -31,6 +31,7 @@
 //! | `cache` | bytes that decoded blocks may take, of which parts were read; 0: none are kept |
 //! | `cache_stats` | how many there are, and how often what happened |
 //! | `features` | what images may be of |
+//! | `lz4` | who decodes LZ4 blocks: `kernel`, the kernel's decoder, or `core`, the driver's own |
 //!
 //! A device's lock is never held over I/O. Attaching and detaching mark the
 //! device as busy under it and do their work without it: files are opened, which
@@ -57,6 +58,10 @@ use crate::layer0::{
     BLOCK,
     MAX_BYTES,
     SUPPORTED, //
+};
+use crate::platform::{
+    self,
+    Lz4Decoder, //
 };
 use crate::stack::{
     copies,
@@ -120,6 +125,7 @@ pub(crate) fn subsystem() -> impl PinInit<configfs::Subsystem<Devices>, Error> {
             features: 0,
             cache: 1,
             cache_stats: 2,
+            lz4: 3,
         ],
     };
 
@@ -185,6 +191,28 @@ impl AttributeOperations<2> for Devices {
                 stats.shrunk,
             ),
         )
+    }
+}
+
+#[vtable]
+impl AttributeOperations<3> for Devices {
+    type Data = Devices;
+
+    fn show(_: &Devices, page: &mut [u8; PAGE_SIZE]) -> Result<usize> {
+        let name = match platform::lz4_decoder() {
+            Lz4Decoder::Kernel => "kernel",
+            Lz4Decoder::Core => "core",
+        };
+        print(page, fmt!("{name}\n"))
+    }
+
+    fn store(_: &Devices, page: &[u8]) -> Result {
+        platform::set_lz4_decoder(match page.trim_ascii() {
+            b"kernel" => Lz4Decoder::Kernel,
+            b"core" => Lz4Decoder::Core,
+            _ => return Err(EINVAL),
+        });
+        Ok(())
     }
 }
 

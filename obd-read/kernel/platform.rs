@@ -16,7 +16,11 @@ use kernel::{
         zstd, //
     },
     crc,
-    prelude::*, //
+    prelude::*,
+    sync::atomic::{
+        Atomic,
+        Relaxed, //
+    }, //
 };
 use obd_core::platform::{
     Codec,
@@ -87,7 +91,33 @@ impl Crc32c for Crc {
     }
 }
 
-/// The kernel's LZ4 decoder.
+/// A decoder of LZ4 blocks.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Lz4Decoder {
+    /// The kernel's, in C: more instructions per block than the core's, but less time.
+    Kernel,
+    /// The core's, in safe Rust.
+    Core,
+}
+
+/// Whether the core's decoder is used, see [`set_lz4_decoder`].
+static CORE_LZ4: Atomic<bool> = Atomic::new(false);
+
+/// Which decoder the next LZ4 blocks are decoded by.
+pub(crate) fn lz4_decoder() -> Lz4Decoder {
+    match CORE_LZ4.load(Relaxed) {
+        true => Lz4Decoder::Core,
+        false => Lz4Decoder::Kernel,
+    }
+}
+
+/// Has the next LZ4 blocks of all disks decoded by `decoder`. Reads that are under way may use
+/// both: each block is decoded by one.
+pub(crate) fn set_lz4_decoder(decoder: Lz4Decoder) {
+    CORE_LZ4.store(decoder == Lz4Decoder::Core, Relaxed);
+}
+
+/// LZ4, by the decoder that was chosen.
 pub(crate) struct Lz4;
 
 impl Codec for Lz4 {
@@ -99,7 +129,10 @@ impl Codec for Lz4 {
 
     #[inline]
     fn decompress((): &mut (), from: &[u8], to: &mut [u8]) -> Result<usize, Corrupt> {
-        lz4::decompress(from, to).map_err(|_| Corrupt)
+        match lz4_decoder() {
+            Lz4Decoder::Kernel => lz4::decompress(from, to).map_err(|_| Corrupt),
+            Lz4Decoder::Core => obd_core::lz4::Lz4::decompress(&mut (), from, to),
+        }
     }
 }
 
