@@ -341,6 +341,8 @@ pub(super) const OBD: Group = Group {
     cases: &[
         ("boots", boots),
         ("fixtures", obd::fixtures),
+        ("damaged-parts", obd::damaged_parts),
+        ("decoders", obd::decoders),
         ("parts", obd::parts),
         ("file-system", obd::file_system),
         ("direct-reads", obd::direct_reads),
@@ -427,6 +429,8 @@ pub(super) const OBD_KASAN: Group = Group {
         ("checks-memory", checks_memory),
         ("file-system", obd::file_system),
         ("fixtures", obd::fixtures),
+        ("damaged-parts", obd::damaged_parts),
+        ("decoders", obd::decoders),
         ("parts", obd::parts),
         ("direct-reads", obd::direct_reads),
         ("large-direct-reads", obd::large_direct_reads),
@@ -528,6 +532,7 @@ const OBD_USERSPACE: Group = Group {
     cases: &[
         ("boots", boots),
         ("fixtures", obd::fixtures),
+        ("damaged-parts", obd::damaged_parts),
         ("parts", obd::parts),
         ("file-system", obd::file_system),
         ("parallel-reads", obd_userspace::parallel_reads),

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 //! overlaybd images as block devices: what the driver reads is what `obd export`
-//! decodes of the same files on the host, and what that refuses is an error.
+//! decodes of the same files on the host, which is what the manifest says is in them,
+//! and what that refuses is an error.
 
 use super::Fixture;
 use crate::context::Context;
@@ -11,10 +12,13 @@ use crate::error::{
 };
 use crate::obd_tool;
 use crate::process::Tool;
+use crate::setup::fetch::sha256_file;
 use crate::test::suite::check;
+use fastrand::Rng;
 use serde_json::Value;
 use std::fmt::Write;
 use std::fs;
+use std::ops::Range;
 use std::path::PathBuf;
 
 /// Images beyond this are read in parts.
@@ -46,6 +50,8 @@ pub(super) struct Files {
 struct Image {
     /// Its layers, lowest first.
     layers: Vec<String>,
+    /// What the manifest says of its content; nothing of damaged ones.
+    sha256: Option<String>,
 }
 
 impl Image {
@@ -65,11 +71,14 @@ impl Image {
                     || entry["file"].as_str().into_iter().collect(),
                     |layers| layers.iter().filter_map(Value::as_str).collect::<Vec<_>>(),
                 );
-                let layers = layers.into_iter().map(str::to_owned).collect();
-                Self { layers }
+                Self {
+                    layers: layers.into_iter().map(str::to_owned).collect(),
+                    sha256: entry["decoded"]["sha256"].as_str().map(str::to_owned),
+                }
             })
             .collect();
-        images.sort_by(|a, b| a.layers.cmp(&b.layers));
+        images
+            .sort_by(|a, b| (&a.layers, a.sha256.is_none()).cmp(&(&b.layers, b.sha256.is_none())));
         images.dedup_by(|a, b| a.layers == b.layers);
         images
     }
@@ -102,7 +111,7 @@ impl Files {
         Ok(files)
     }
 
-    /// Decodes the images here, where it is fast.
+    /// Decodes the images here, where it is fast, and compares them with the manifest.
     fn export(&self) -> Result<()> {
         let dir = &self.exports;
         if dir.exists() {
@@ -117,8 +126,19 @@ impl Files {
                 .args(&image.layers)
                 .dir(&self.fixtures)
                 .output();
-            if done.is_err() && raw.exists() {
-                fs::remove_file(&raw).at("remove", &raw)?;
+            match (&image.sha256, done) {
+                (Some(wanted), done) => {
+                    done?;
+                    let got = sha256_file(&raw)?;
+                    check(got == *wanted, || {
+                        format!(
+                            "{}: content is {got}, the manifest has {wanted}",
+                            image.raw()
+                        )
+                    })?;
+                }
+                (None, Err(_)) if raw.exists() => fs::remove_file(&raw).at("remove", &raw)?,
+                (None, _) => {}
             }
         }
         Ok(())
@@ -200,10 +220,155 @@ pub(super) fn fixtures(f: &mut Fixture) -> Result<()> {
         );
     }
     script += "$obd detach $devs";
-    check(images.len() >= 130 && whole >= 60, || {
-        format!("{} images, {whole} of them whole", images.len())
-    })?;
+    let promised = images.iter().filter(|image| image.sha256.is_some()).count();
+    check(
+        images.len() >= 130 && promised >= 60 && whole >= promised,
+        || {
+            format!(
+                "{} images, {whole} of them whole, {promised} of these by the manifest",
+                images.len()
+            )
+        },
+    )?;
     f.long(&script).map(drop)
+}
+
+/// Damage that hits some blocks only: `damaged MOST BYTES RAW FILE` reads a zfile by 4 KiB.
+/// Each such piece is what it was before the damage, or an error, of which there are no more
+/// than upstream has.
+const DAMAGED: &str = r#"
+attached=0
+damaged() {
+    most=$1 bytes=$2 raw=$3 at=0 bad=0
+    if ! dev=$($attach --zfile $4 2>/run/why); then [ -s /run/why ]; return; fi
+    while [ $at -lt $bytes ]; do
+        len=$((bytes - at)); [ $len -le 4096 ] || len=4096
+        if dd if=$dev iflag=direct bs=4096 skip=$((at / 4096)) count=1 of=/run/got 2>/dev/null; then
+            cmp -n $len -i $at:0 $exports/$raw /run/got
+        else
+            bad=$((bad + 1))
+        fi
+        at=$((at + 4096))
+    done
+    echo "$4: $bad of 4 KiB are bad, upstream has $most"
+    [ $bad -gt 0 ]; [ $bad -le $most ]
+    $obd detach $dev; attached=$((attached + 1))
+}
+"#;
+
+/// Every fixture of which upstream can read a part: so can we, at least that.
+pub(super) fn damaged_parts(f: &mut Fixture) -> Result<()> {
+    let files = f.obd()?;
+    let mut script = prologue(files) + DAMAGED;
+    let mut count = 0;
+    for entry in files.manifest()? {
+        let upstream = &entry["upstream"];
+        let (Some(most), Some(file), Some(base)) = (
+            upstream["zfile_lib"]["bad_4k"].as_u64(),
+            entry["file"].as_str(),
+            entry["base"].as_str(),
+        ) else {
+            continue;
+        };
+        if !upstream["layer"].is_null() {
+            continue;
+        }
+        let raw = files.exports.join(base);
+        let bytes = fs::metadata(&raw).at("look at", &raw)?.len();
+        let _ = writeln!(script, "damaged {most} {bytes} {base} {file}");
+        count += 1;
+    }
+    check(count >= 13, || format!("{count} files in the manifest"))?;
+    script += "[ $attached -ge 5 ]";
+    f.long(&script).map(drop)
+}
+
+/// Copies of a zfile without checksums, and changes in each.
+const DAMAGED_COPIES: usize = 24;
+const CHANGES: usize = 16;
+
+/// Both LZ4 decoders: each reads every kind of block, and blocks without checksums that were
+/// changed are the same to both, as far as neither refuses them.
+pub(super) fn decoders(f: &mut Fixture) -> Result<()> {
+    let files = f.obd()?;
+    let mut whole = String::new();
+    let mut blocks = 0;
+    for entry in files.manifest()? {
+        let (Some(file), Some(size)) = (entry["file"].as_str(), entry["decoded"]["size"].as_u64())
+        else {
+            continue;
+        };
+        let zfile = &entry["zfile"];
+        if entry["class"] != "zfile" || zfile["algorithm"] != "lz4" {
+            continue;
+        }
+        let _ = writeln!(whole, "same {file} {size} --zfile {file}");
+        if entry["id"] == "a-z12-lz4-4k-noverify" {
+            let end = zfile["index_offset"].as_u64().unwrap_or_default();
+            blocks = zfile["blocks"].as_u64().unwrap_or_default() * DAMAGED_COPIES as u64;
+            damage(files, file, 512..end as usize)?;
+        }
+    }
+    check(blocks > 0 && whole.lines().count() >= 15, || {
+        format!("{blocks} blocks without checksums and these: {whole}")
+    })?;
+    let script = prologue(files)
+        + SAME
+        + "lz4=/sys/kernel/config/obd/lz4; [ $(cat $lz4) = kernel ]
+           no eval 'echo lzo > $lz4' 2>/dev/null; [ $(cat $lz4) = kernel ]
+           for decoder in kernel core; do
+               echo $decoder > $lz4; [ $(cat $lz4) = $decoder ]; devs=
+               "
+        + &whole
+        + r#"$obd detach $devs
+               for file in $exports/decoders/*; do
+                   dev=$($attach --zfile $file)
+                   # Page by page, and not to where the driver decodes: zeros are refusals.
+                   echo 0 > /sys/block/${dev#/dev/}/queue/read_ahead_kb
+                   dd if=$dev bs=4096 conv=noerror,sync 2>/dev/null || :
+                   $obd detach $dev
+               done | od -An -v -tx8 -w4096 > /run/$decoder
+           done
+           echo kernel > $lz4
+           awk 'function none(line) { return line ~ /^[ 0]*$/ }
+                NR == FNR { kernel[FNR] = $0; next }
+                none($0) && none(kernel[FNR]) { neither++; next }
+                none($0) || none(kernel[FNR]) { one++; next }
+                $0 == kernel[FNR] { both++; next }
+                { differ++ }
+                END { print FNR, both + 0, neither + 0, one + 0, differ + 0 }'                /run/kernel /run/core
+           rm /run/kernel /run/core"#;
+    let text = f.long(&script)?;
+    let counts: Vec<u64> = text
+        .split_whitespace()
+        .filter_map(|word| word.parse().ok())
+        .collect();
+    let [all, both, neither, one, differ] = counts[..] else {
+        return Err(Error::new(format!("not five counts: {text:?}")));
+    };
+    println!("# {all} changed blocks: {both} decoded by both, {neither} by neither, {one} by one");
+    check(
+        all == blocks && differ == 0 && both > 20 && neither > 20,
+        || format!("of {blocks} blocks: {text}, {differ} with different content"),
+    )
+}
+
+/// Changes some of a file's bytes in `range`, each copy's at other places.
+fn damage(files: &Files, name: &str, range: Range<usize>) -> Result<()> {
+    let dir = files.exports.join("decoders");
+    fs::create_dir_all(&dir).at("create the folder", &dir)?;
+    let path = files.fixtures.join(name);
+    let original = fs::read(&path).at("read", &path)?;
+    let mut random = Rng::with_seed(4);
+    for number in 0..DAMAGED_COPIES {
+        let mut copy = original.clone();
+        for _ in 0..CHANGES {
+            copy[random.usize(range.clone())] ^= random.u8(1..);
+        }
+        let path = dir.join(format!("{number}.zfile"));
+        fs::write(&path, copy).at("write", &path)?;
+    }
+    Ok(())
 }
 
 /// Images that are read where the manifest says what is there.
@@ -1190,6 +1355,21 @@ pub(super) fn tool(f: &mut Fixture) -> Result<()> {
            config a-c23-lz-trl.layer; code=0
            $obd attach /run/config.v1.json 2>/dev/null || code=$?; [ $code = 1 ]
            grep -q '^failed:.*a-c23-lz-trl.layer' /run/result
+           [ -z \"$($obd list)\" ]
+           dir=/run/snapshots/1; mkdir -p $dir/fs $dir/block
+           cp a-l07-lz4-4k.layer $dir/fs/overlaybd.commit
+           for layer in a-l07-lz4-4k a-l01-raw; do
+               printf '{\"repoBlobUrl\":\"https://registry.example/v2/x/blobs\",\"lowers\":[\
+{\"digest\":\"sha256:%s\",\"size\":%d,\"dir\":\"%s/fs\"}],\"upper\":{},\
+\"resultFile\":\"%s/block/init-debug.log\"}' $(sha256sum < $layer.layer | cut -d ' ' -f 1) \
+                   $(stat -c %s $layer.layer) $dir $dir > $dir/block/config.v1.json
+               $obd attach --check-digests $dir/block/config.v1.json > /run/$layer 2>&1 || :
+               cp $dir/block/init-debug.log /run/$layer.result
+           done
+           [ \"$(cat /run/a-l07-lz4-4k.result)\" = success ]
+           cmp $exports/a-l07-lz4-4k.layer $(cat /run/a-l07-lz4-4k)
+           $obd detach $(cat /run/a-l07-lz4-4k); rm -r /run/snapshots
+           grep -q '^failed:.*overlaybd.commit: sha256 is' /run/a-l01-raw.result
            [ -z \"$($obd list)\" ]
            $obd attach --name c a-l07-lz4-4k.layer > /dev/null
            [ \"$($obd --json detach c)\" = '{\"name\":\"c\"}' ]
