@@ -172,7 +172,10 @@ pub(crate) struct Written<'a> {
     zeroed_segments: u64,
     blocks: u64,
     oversized_blocks: u64,
+    /// How often a byte of data was copied before it was compressed, and a byte of the
+    /// file after.
     copies_per_byte: f64,
+    copies_per_stored_byte: f64,
     threads: usize,
     seconds: f64,
     cpu_seconds: f64,
@@ -372,6 +375,7 @@ pub(crate) fn report(
                 0 => 0.0,
                 data => stats.copied as f64 / data as f64,
             },
+            copies_per_stored_byte: stats.copied_stored as f64 / stats.stored as f64,
             threads: options.threads.get(),
             seconds,
             cpu_seconds: (cpu_time() - clock.cpu).as_secs_f64(),

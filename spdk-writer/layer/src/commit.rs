@@ -15,8 +15,10 @@ use crate::options::{
 };
 use crate::pipeline::{
     self,
+    Batch,
     Blocks,
-    Job, //
+    Job,
+    Target, //
 };
 use crate::sink::Sink;
 use crate::source::Source;
@@ -49,6 +51,7 @@ impl<K: Sink> Writer<K> {
             error,
         })?;
         self.at += bytes.len() as u64;
+        self.stats.copied_stored += bytes.len() as u64;
         Ok(())
     }
 
@@ -60,6 +63,61 @@ impl<K: Sink> Writer<K> {
             self.stats.oversized_blocks += u64::from(*len > zfile::LONGEST_UPSTREAM);
         }
         self.stats.blocks += lens.len() as u64;
+    }
+}
+
+/// A writer in the middle of its batches.
+struct Batches<'a, K, P> {
+    writer: &'a mut Writer<K>,
+    /// Bytes of the layer that are done, and of all of it.
+    done: u64,
+    size: u64,
+    progress: P,
+}
+
+impl<E, K, P> Target<Error<E>> for Batches<'_, K, P>
+where
+    K: Sink,
+    P: FnMut(u64, u64) -> ControlFlow<()>,
+{
+    fn lend(&mut self, least: usize) -> Result<Option<&mut [u8]>, Error<E>> {
+        let offset = self.writer.at;
+        self.writer.sink.lend(least).map_err(|error| Error::Write {
+            offset,
+            len: least as u64,
+            error,
+        })
+    }
+
+    fn lent(&mut self, len: usize) -> Result<(), Error<E>> {
+        let (offset, len) = (self.writer.at, len as u64);
+        self.writer
+            .sink
+            .lent(len as usize)
+            .map_err(|error| Error::Write { offset, len, error })?;
+        self.writer.at += len;
+        Ok(())
+    }
+
+    fn accept(&mut self, batch: &Batch, stored: Option<&[u8]>) -> Result<(), Error<E>> {
+        let writer = &mut *self.writer;
+        writer.count(&batch.lens);
+        writer.stats.copied += batch.copied;
+        if let Some(stored) = stored {
+            writer.append(stored)?;
+        }
+        self.done += batch.content;
+        let at = writer.at;
+        let told = writer.sink.batch(self.done, &batch.lens);
+        told.map_err(|error| Error::Write {
+            offset: at,
+            len: 0,
+            error,
+        })?;
+        match (self.progress)(self.done, self.size) {
+            ControlFlow::Continue(()) => Ok(()),
+            ControlFlow::Break(()) => Err(Error::Interrupted),
+        }
     }
 }
 
@@ -195,7 +253,7 @@ impl<'a, S: Source> Prepared<'a, S> {
         &self,
         sink: K,
         checkpoint: Option<Checkpoint>,
-        mut progress: impl FnMut(u64, u64) -> ControlFlow<()>,
+        progress: impl FnMut(u64, u64) -> ControlFlow<()>,
     ) -> Result<Stats, Error<S::Error>> {
         let Self {
             content, blocks, ..
@@ -228,6 +286,7 @@ impl<'a, S: Source> Prepared<'a, S> {
                 longest_block: 0,
                 oversized_blocks: 0,
                 copied: 0,
+                copied_stored: 0,
             },
         };
         let (front, _) = self.front();
@@ -269,23 +328,13 @@ impl<'a, S: Source> Prepared<'a, S> {
         };
         let threads = self.options.threads.get();
         let first = done.div_ceil(pipeline::BATCH as u64);
-        pipeline::run(&job, threads, first, |output| {
-            writer.count(&output.lens);
-            writer.stats.copied += output.copied;
-            writer.append(output.stored())?;
-            done += output.content;
-            let at = writer.at;
-            let told = writer.sink.batch(done, &output.lens);
-            told.map_err(|error| Error::Write {
-                offset: at,
-                len: 0,
-                error,
-            })?;
-            match progress(done, content.size()) {
-                ControlFlow::Continue(()) => Ok(()),
-                ControlFlow::Break(()) => Err(Error::Interrupted),
-            }
-        })?;
+        let mut batches = Batches {
+            writer: &mut writer,
+            done,
+            size: content.size(),
+            progress,
+        };
+        pipeline::run(&job, threads, first, &mut batches)?;
 
         let mut first = Vec::new();
         if blocks.is_some() {
@@ -314,7 +363,9 @@ impl<'a, S: Source> Prepared<'a, S> {
                     len,
                     error,
                 })?;
+            writer.stats.copied_stored += len;
         }
+        writer.stats.copied_stored += writer.sink.moved();
         writer.sink.finish().map_err(Error::Finish)?;
         Ok(writer.stats)
     }

@@ -92,4 +92,8 @@ pub struct Stats {
     /// Bytes of data that were copied from the source to a buffer of ours
     /// before they were compressed or written; [`Stats::data`] at most.
     pub copied: u64,
+    /// Bytes of the layer as it is stored that were copied from where they were
+    /// made: all that the sink was passed, and not made in memory it lent, and what
+    /// it moved there.
+    pub copied_stored: u64,
 }

@@ -8,6 +8,10 @@
 //! ones hold, and the number of buffers bounds how far threads run ahead. The
 //! caller's thread puts batches back in order, passes them on and returns the
 //! buffers.
+//!
+//! Where a batch goes is known once all before it are compressed. So one thread
+//! compresses straight into memory that the sink lends; of several, each has a
+//! buffer, and the sink copies out of that.
 
 use crate::codec::Encoder;
 use crate::content::Content;
@@ -48,11 +52,78 @@ pub(crate) struct Blocks {
     pub(crate) checksums: bool,
 }
 
-/// What a batch has become.
-pub(crate) struct Output {
+/// Where a batch is stored, byte behind byte.
+trait Place<E> {
+    /// Room for what comes next, `least` bytes or more.
+    fn room(&mut self, least: usize) -> Result<&mut [u8], E>;
+
+    /// The first `len` bytes of that room are the batch's.
+    fn used(&mut self, len: usize) -> Result<(), E>;
+}
+
+/// Memory of this process.
+struct Heap {
     /// Room for the worst case, `len` bytes of it used.
     room: Vec<u8>,
     len: usize,
+}
+
+impl Heap {
+    fn new(blocks: Option<Blocks>) -> Self {
+        let room = match blocks {
+            None => BATCH,
+            Some(Blocks { size, .. }) => BATCH / size * most(size),
+        };
+        Self {
+            room: vec![0; room],
+            len: 0,
+        }
+    }
+}
+
+impl<E> Place<E> for Heap {
+    fn room(&mut self, _least: usize) -> Result<&mut [u8], E> {
+        Ok(&mut self.room[self.len..])
+    }
+
+    fn used(&mut self, len: usize) -> Result<(), E> {
+        self.len += len;
+        Ok(())
+    }
+}
+
+/// Where batches go, in order.
+pub(crate) trait Target<E> {
+    /// As [`crate::Sink::lend`].
+    fn lend(&mut self, least: usize) -> Result<Option<&mut [u8]>, E>;
+
+    /// As [`crate::Sink::lent`].
+    fn lent(&mut self, len: usize) -> Result<(), E>;
+
+    /// Takes the next batch, which is stored as `stored`; [`None`] if it lies where it
+    /// was lent.
+    fn accept(&mut self, batch: &Batch, stored: Option<&[u8]>) -> Result<(), E>;
+}
+
+/// Memory of the target.
+struct Lent<'a, T>(&'a mut T);
+
+impl<E, T: Target<E>> Place<E> for Lent<'_, T> {
+    fn room(&mut self, least: usize) -> Result<&mut [u8], E> {
+        match self.0.lend(least)? {
+            Some(room) => Ok(room),
+            None => unreachable!("it lends as much as it did when it was asked"),
+        }
+    }
+
+    fn used(&mut self, len: usize) -> Result<(), E> {
+        self.0.lent(len)
+    }
+}
+
+/// What is known of a batch that is made.
+#[derive(Default)]
+pub(crate) struct Batch {
     /// Stored bytes of each block, checksum included.
     pub(crate) lens: Vec<u32>,
     /// Bytes of the layer that went in.
@@ -61,24 +132,28 @@ pub(crate) struct Output {
     pub(crate) copied: u64,
 }
 
+/// As many bytes as a block of `len` can become.
+const fn most(len: usize) -> usize {
+    len + zfile::GROWTH + zfile::CRC
+}
+
+/// A batch, and memory for it.
+struct Output {
+    heap: Heap,
+    batch: Batch,
+}
+
 impl Output {
     fn new(blocks: Option<Blocks>) -> Self {
-        let room = match blocks {
-            None => BATCH,
-            Some(Blocks { size, .. }) => BATCH / size * (size + zfile::GROWTH + zfile::CRC),
-        };
         Self {
-            room: vec![0; room],
-            len: 0,
-            lens: Vec::new(),
-            content: 0,
-            copied: 0,
+            heap: Heap::new(blocks),
+            batch: Batch::default(),
         }
     }
 
-    /// The bytes to be stored.
-    pub(crate) fn stored(&self) -> &[u8] {
-        &self.room[..self.len]
+    /// Passes it on.
+    fn give<E>(&self, target: &mut impl Target<E>) -> Result<(), E> {
+        target.accept(&self.batch, Some(&self.heap.room[..self.heap.len]))
     }
 }
 
@@ -115,7 +190,19 @@ impl<'a, S: Source> Worker<'a, S> {
         })
     }
 
+    /// Makes batch `number` in memory of this process.
     fn run(&mut self, number: u64, output: &mut Output) -> Result<(), Error<S::Error>> {
+        output.heap.len = 0;
+        self.make(number, &mut output.heap, &mut output.batch)
+    }
+
+    /// Makes batch `number` in `place`.
+    fn make(
+        &mut self,
+        number: u64,
+        place: &mut impl Place<Error<S::Error>>,
+        batch: &mut Batch,
+    ) -> Result<(), Error<S::Error>> {
         let Job {
             source,
             content,
@@ -123,14 +210,20 @@ impl<'a, S: Source> Worker<'a, S> {
         } = *self.job;
         let start = number * BATCH as u64;
         let len = (content.size() - start).min(BATCH as u64) as usize;
-        output.len = 0;
-        output.lens.clear();
-        output.content = len as u64;
-        output.copied = 0;
+        let end = start + len as u64;
+        let mut at = start;
+        batch.lens.clear();
+        batch.content = len as u64;
+        batch.copied = 0;
         let (Some(blocks), Some(encoder)) = (blocks, &mut self.encoder) else {
-            let room = &mut output.room[..len];
-            output.copied = content.read(source, &mut self.workspace, start, room)?;
-            output.len = len;
+            while at < end {
+                let room = place.room(1)?;
+                let len = room.len().min((end - at) as usize);
+                let read = content.read(source, &mut self.workspace, at, &mut room[..len])?;
+                batch.copied += read;
+                place.used(len)?;
+                at += len as u64;
+            }
             return Ok(());
         };
         // What is in memory is taken block by block, so that most of it need
@@ -139,8 +232,6 @@ impl<'a, S: Source> Worker<'a, S> {
             true => blocks.size,
             false => BATCH,
         };
-        let mut at = start;
-        let end = start + len as u64;
         while at < end {
             let len = (end - at).min(unit as u64) as usize;
             let borrowed = match source.in_memory() {
@@ -151,12 +242,17 @@ impl<'a, S: Source> Worker<'a, S> {
                 Some(raw) => raw,
                 None => {
                     let raw = &mut self.raw[..len];
-                    output.copied += content.read(source, &mut self.workspace, at, raw)?;
+                    batch.copied += content.read(source, &mut self.workspace, at, raw)?;
                     raw
                 }
             };
             for block in raw.chunks(blocks.size) {
-                compress(encoder, blocks.checksums, block, output).ok_or(Error::Compress(at))?;
+                let room = place.room(most(block.len()))?;
+                let len = compress(encoder, blocks.checksums, block, room);
+                let len = len.ok_or(Error::Compress(at))?;
+                place.used(len)?;
+                // At most 64 KiB and what it can grow.
+                batch.lens.push(len as u32);
                 at += block.len() as u64;
             }
         }
@@ -164,42 +260,42 @@ impl<'a, S: Source> Worker<'a, S> {
     }
 }
 
-/// Appends `block`, compressed, to `output`.
-fn compress(
-    encoder: &mut Encoder,
-    checksums: bool,
-    block: &[u8],
-    output: &mut Output,
-) -> Option<()> {
-    let to = &mut output.room[output.len..][..block.len() + zfile::GROWTH + zfile::CRC];
-    let (room, _) = to.split_at_mut(block.len() + zfile::GROWTH);
-    let mut len = encoder.compress(block, room)?;
+/// Compresses `block` to the beginning of `to`, which has room for [`most`], and returns
+/// how many bytes it became.
+fn compress(encoder: &mut Encoder, checksums: bool, block: &[u8], to: &mut [u8]) -> Option<usize> {
+    let mut len = encoder.compress(block, &mut to[..block.len() + zfile::GROWTH])?;
     if checksums {
         let crc = Hardware::crc32c(zfile::CRC_SEED, &to[..len]);
         to[len..][..zfile::CRC].copy_from_slice(&crc.to_le_bytes());
         len += zfile::CRC;
     }
-    output.len += len;
-    // At most 64 KiB and what it can grow.
-    output.lens.push(len as u32);
-    Some(())
+    Some(len)
 }
 
 /// Does `job` from batch `first` on in `threads` threads, besides the caller's if
-/// more than one, and calls `accept` with every batch in order.
+/// more than one, and gives `target` every batch in order.
 pub(crate) fn run<S: Source>(
     job: &Job<'_, S>,
     threads: usize,
     first: u64,
-    mut accept: impl FnMut(&Output) -> Result<(), Error<S::Error>>,
+    target: &mut impl Target<Error<S::Error>>,
 ) -> Result<(), Error<S::Error>> {
     let batches = job.content.size().div_ceil(BATCH as u64);
     if threads <= 1 {
         let mut worker = Worker::new(job)?;
+        let least = job.blocks.map_or(1, |blocks| most(blocks.size));
+        if target.lend(least)?.is_some() {
+            let mut batch = Batch::default();
+            for number in first..batches {
+                worker.make(number, &mut Lent(&mut *target), &mut batch)?;
+                target.accept(&batch, None)?;
+            }
+            return Ok(());
+        }
         let mut output = Output::new(job.blocks);
         for number in first..batches {
             worker.run(number, &mut output)?;
-            accept(&output)?;
+            output.give(target)?;
         }
         return Ok(());
     }
@@ -241,7 +337,7 @@ pub(crate) fn run<S: Source>(
                     Ok(Message::Panicked) | Err(_) => panic!("a writer thread panicked"),
                 }
             };
-            accept(&output)?;
+            output.give(target)?;
             // Nobody waits for it once all numbers are taken.
             let _ = free.send(output);
         }

@@ -31,6 +31,34 @@ pub trait Sink {
     /// Whatever the system says; the layer is given up then.
     fn append(&mut self, bytes: &[u8]) -> io::Result<()>;
 
+    /// Lends memory that goes to where the layer is written without another copy:
+    /// what comes behind what was written before is made there. It has `least` bytes
+    /// or more; [`None`], and then always for as many, if there is no such memory.
+    ///
+    /// # Errors
+    ///
+    /// As [`Sink::append`].
+    fn lend(&mut self, least: usize) -> io::Result<Option<&mut [u8]>> {
+        let _ = least;
+        Ok(None)
+    }
+
+    /// Says that the first `len` bytes of what was lent last are written behind what
+    /// was written before. Nothing was called in between.
+    ///
+    /// # Errors
+    ///
+    /// As [`Sink::append`].
+    fn lent(&mut self, len: usize) -> io::Result<()> {
+        let _ = len;
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    /// Bytes that were copied once more by the sink, beyond those it was passed.
+    fn moved(&self) -> u64 {
+        0
+    }
+
     /// Says that what was appended so far holds the first `content` bytes of the
     /// layer before compression, and that the blocks that came since the last
     /// call have `lens` stored bytes: all that [`crate::Checkpoint`] needs.

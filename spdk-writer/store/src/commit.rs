@@ -292,6 +292,19 @@ struct StoreSink<'a> {
 }
 
 impl StoreSink<'_> {
+    /// Whether there is space for `more` bytes.
+    fn check(&self, more: u64) -> Result<(), Error> {
+        if self.stream.fits(more) {
+            return Ok(());
+        }
+        let room = self.pending.extent.len - self.pending.journal;
+        Err(Error::Full {
+            wanted: self.stream.len() + more,
+            free: room,
+            largest: room,
+        })
+    }
+
     /// Lets the journal say how far this got.
     fn record(&mut self) -> Result<(), Error> {
         self.stream.settle()?;
@@ -314,15 +327,21 @@ impl StoreSink<'_> {
 
 impl Sink for StoreSink<'_> {
     fn append(&mut self, bytes: &[u8]) -> io::Result<()> {
-        if !self.stream.fits(bytes.len() as u64) {
-            return Err(Error::Full {
-                wanted: self.stream.len() + bytes.len() as u64,
-                free: self.pending.extent.len - self.pending.journal,
-                largest: self.pending.extent.len - self.pending.journal,
-            }
-            .into());
-        }
+        self.check(bytes.len() as u64)?;
         Ok(self.stream.append(bytes)?)
+    }
+
+    fn lend(&mut self, least: usize) -> io::Result<Option<&mut [u8]>> {
+        Ok(self.stream.lend(least)?)
+    }
+
+    fn lent(&mut self, len: usize) -> io::Result<()> {
+        self.check(len as u64)?;
+        Ok(self.stream.lent(len)?)
+    }
+
+    fn moved(&self) -> u64 {
+        self.stream.moved()
     }
 
     fn batch(&mut self, content: u64, lens: &[u32]) -> io::Result<()> {

@@ -43,6 +43,19 @@ impl Sink for EngineFile<'_> {
         Ok(self.stream.append(bytes)?)
     }
 
+    fn lend(&mut self, least: usize) -> io::Result<Option<&mut [u8]>> {
+        Ok(self.stream.lend(least)?)
+    }
+
+    fn lent(&mut self, len: usize) -> io::Result<()> {
+        self.len += len as u64;
+        Ok(self.stream.lent(len)?)
+    }
+
+    fn moved(&self) -> u64 {
+        self.stream.moved()
+    }
+
     fn overwrite(&mut self, bytes: &[u8]) -> io::Result<()> {
         self.stream.end()?;
         Ok(self.stream.overwrite(bytes)?)

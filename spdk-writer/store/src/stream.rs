@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: MIT
 
 //! Writing from beginning to end over an engine: bytes of any number go in,
-//! whole blocks come out, several writes in flight.
+//! whole blocks come out, several writes in flight. What is not there yet can be made
+//! in the engine's own memory, which is lent.
 
 use crate::format::BLOCK;
 use obd_engine::shared::Ticket;
@@ -32,6 +33,8 @@ pub struct Stream<'a> {
     tickets: VecDeque<Ticket>,
     /// Most tickets.
     window: usize,
+    /// Bytes that were copied from one buffer to another.
+    moved: u64,
 }
 
 impl<'a> Stream<'a> {
@@ -56,6 +59,7 @@ impl<'a> Stream<'a> {
             tickets: VecDeque::new(),
             // Others need buffers, too.
             window: (device.buffers() / 4).clamp(1, WINDOW),
+            moved: 0,
         })
     }
 
@@ -100,23 +104,85 @@ impl<'a> Stream<'a> {
             staging[self.fill..][..len].copy_from_slice(now);
             self.fill += len;
             bytes = later;
-            if self.fill < staging.len() {
-                self.staging = Some(staging);
-                continue;
+            match self.fill < staging.len() {
+                true => self.staging = Some(staging),
+                false => self.send(staging, self.fill)?,
             }
-            while self.tickets.len() >= self.window {
-                self.finish_one()?;
-            }
-            let len = staging.len() as u64;
-            let place = self.base + self.at;
-            let ticket = self
-                .device
-                .start(Action::Write, place, len, Some(staging))?;
-            self.tickets.push_back(ticket);
-            self.device.kick()?;
-            self.at += len;
-            self.fill = 0;
         }
+        Ok(())
+    }
+
+    /// Lends the memory behind what was appended, `least` bytes or more of it;
+    /// [`None`] if that is more than the engine's buffers are for.
+    ///
+    /// # Errors
+    ///
+    /// As [`Stream::append`].
+    pub fn lend(&mut self, least: usize) -> Result<Option<&mut [u8]>, Error> {
+        // What is moved on is less than a block; two buffers are needed at a time, and
+        // one by whoever reads meanwhile.
+        let fits = least + BLOCK as usize <= self.device.buffer_size();
+        if !fits || self.device.buffers() < 4 {
+            return Ok(None);
+        }
+        let staging = match self.staging.take() {
+            None => self.device.buffer()?,
+            Some(staging) if staging.len() - self.fill >= least => staging,
+            Some(full) => {
+                let rest = self.fill % BLOCK as usize;
+                let whole = self.fill - rest;
+                while self.tickets.len() >= self.window {
+                    self.finish_one()?;
+                }
+                let mut next = self.device.buffer()?;
+                next[..rest].copy_from_slice(&full[whole..self.fill]);
+                self.moved += rest as u64;
+                self.send(full, whole)?;
+                self.fill = rest;
+                next
+            }
+        };
+        let staging = self.staging.insert(staging);
+        Ok(Some(&mut staging[self.fill..]))
+    }
+
+    /// The first `len` bytes of what was lent last are appended; they must
+    /// [fit](Stream::fits).
+    ///
+    /// # Errors
+    ///
+    /// As [`Stream::append`].
+    pub fn lent(&mut self, len: usize) -> Result<(), Error> {
+        self.fill += len;
+        match self.staging.take() {
+            Some(full) if full.len() == self.fill => self.send(full, self.fill),
+            staging => {
+                self.staging = staging;
+                Ok(())
+            }
+        }
+    }
+
+    /// Bytes that were copied from one buffer to another: what was behind the last whole
+    /// block when a buffer was written.
+    pub fn moved(&self) -> u64 {
+        self.moved
+    }
+
+    /// Starts writing the first `len` bytes, whole blocks, of `buffer`, and is behind
+    /// them.
+    fn send(&mut self, buffer: Buffer, len: usize) -> Result<(), Error> {
+        while self.tickets.len() >= self.window {
+            self.finish_one()?;
+        }
+        let place = self.base + self.at;
+        let ticket = self
+            .device
+            .start(Action::Write, place, len as u64, Some(buffer))?;
+        self.tickets.push_back(ticket);
+        self.device.kick()?;
+        self.at += len as u64;
+        self.fill = 0;
         Ok(())
     }
 
@@ -137,16 +203,16 @@ impl<'a> Stream<'a> {
             let rest = self.fill % BLOCK as usize;
             let whole = self.fill - rest;
             if whole > 0 {
-                let tail = staging[whole..self.fill].to_vec();
                 let place = self.base + self.at;
                 let ticket =
                     self.device
                         .start(Action::Write, place, whole as u64, Some(staging))?;
                 staging = match self.device.finish(ticket)? {
                     Some(buffer) => buffer,
-                    None => self.device.buffer()?,
+                    None => unreachable!("a write comes back with its buffer"),
                 };
-                staging[..rest].copy_from_slice(&tail);
+                staging.copy_within(whole..self.fill, 0);
+                self.moved += rest as u64;
                 self.at += whole as u64;
                 self.fill = rest;
             }

@@ -33,8 +33,10 @@ use obd_writer::{
     Compression,
     FileSink,
     Options,
+    Sink,
     commit, //
 };
+use std::io;
 use std::num::NonZero;
 use std::ops::ControlFlow;
 
@@ -120,6 +122,98 @@ fn test_layer_same_bytes_whatever_engine_and_threads() {
             .read(entry.extent.start, &mut stored)
             .unwrap();
         assert!(stored == expected, "{options:?}");
+    }
+}
+
+/// What a layer is appended in: nothing is lent.
+#[derive(Default)]
+struct Pieces {
+    bytes: Vec<u8>,
+    lens: Vec<u32>,
+}
+
+impl Sink for &mut Pieces {
+    fn append(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.bytes.extend_from_slice(bytes);
+        Ok(())
+    }
+
+    fn batch(&mut self, _content: u64, lens: &[u32]) -> io::Result<()> {
+        self.lens.extend(lens);
+        Ok(())
+    }
+
+    fn overwrite(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.bytes[..bytes.len()].copy_from_slice(bytes);
+        Ok(())
+    }
+
+    fn finish(self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// One thread compresses where the device reads: copied are what is around the blocks,
+/// and of each buffer what is behind its last whole block. Several copy every byte once.
+#[test]
+fn test_layer_copies_are_as_few_as_can_be_and_counted() {
+    const BUFFER: usize = 64 << 10;
+    const AROUND: u64 = 512;
+    let source = Layer::random(&mut Rng::with_seed(4), 3 << 20, 255);
+    let dir = tempfile::tempdir().unwrap();
+    let to_file = |options: &Options| {
+        let path = dir.path().join("layer");
+        let sink = FileSink::create(&path, true).unwrap();
+        let file = sink.file().try_clone().unwrap();
+        let small = UringOptions {
+            buffer_size: BUFFER,
+            ..UringOptions::default()
+        };
+        let shared = Shared::new(Box::new(Uring::on_file(file, &path, &small).unwrap()));
+        let sink = EngineFile::new(&shared, sink).unwrap();
+        commit(&source, sink, options, go).unwrap()
+    };
+    for tar in [false, true] {
+        let one = Options {
+            tar,
+            ..Options::default()
+        };
+        let several = Options {
+            threads: NonZero::new(3).unwrap(),
+            ..one.clone()
+        };
+        let mut pieces = Pieces::default();
+        let plain = commit(&source, &mut pieces, &one, go).unwrap();
+        // The header is written twice.
+        let front = if tar { 3 * AROUND } else { 0 };
+        let whole = plain.stored + AROUND + front;
+        assert_eq!(plain.copied_stored, whole);
+        assert_eq!(to_file(&several).copied_stored, whole);
+
+        let mut fill = (front + AROUND) as usize;
+        let mut moved = 0;
+        for len in &pieces.lens {
+            // A block can become this much longer, and has a checksum.
+            if BUFFER - fill < (4 << 10) + 512 + 4 {
+                fill %= 4096;
+                moved += fill as u64;
+            }
+            fill += *len as usize;
+        }
+        let blocks: u64 = pieces.lens.iter().map(|len| u64::from(*len)).sum();
+        let stats = to_file(&one);
+        assert_eq!(stats.copied_stored, whole - blocks + moved);
+        assert!(moved > 0 && stats.copied_stored < stats.stored / 10);
+        assert_eq!((stats.copied, plain.copied), (stats.data, stats.data));
+
+        // What is not compressed is read to where it is written from.
+        let raw = Options {
+            compression: None,
+            ..one
+        };
+        let stats = to_file(&raw);
+        assert_eq!(stats.copied, stats.data);
+        assert_eq!(stats.copied_stored, stats.stored - stats.content + front);
     }
 }
 
