@@ -11,6 +11,7 @@
 #![forbid(unsafe_code)]
 
 pub mod chunk;
+pub mod doorbell;
 pub mod nvme;
 pub mod poll;
 pub mod prp;

@@ -55,6 +55,11 @@ pub(crate) struct DeviceArgs {
     /// Seconds a command may take before the controller is reset (vfio, spdk).
     #[arg(long, value_name = "SECONDS", default_value_t = 30.0, value_parser = seconds)]
     timeout: f64,
+
+    /// Write doorbells to the controller's registers alone, not to memory that it looks at
+    /// by itself (vfio).
+    #[arg(long)]
+    no_shadow_doorbells: bool,
 }
 
 fn seconds(text: &str) -> std::result::Result<f64, String> {
@@ -90,6 +95,7 @@ impl DeviceArgs {
                 let mut options = vfio::Options {
                     timeout: Duration::from_secs_f64(self.timeout),
                     force: force.unwrap_or(read),
+                    shadow_doorbells: !self.no_shadow_doorbells,
                     ..vfio::Options::default()
                 };
                 options.depth = self.depth.unwrap_or(options.depth);

@@ -41,11 +41,12 @@ pub type Check = (&'static str, fn(&Shared, u64) -> Result<()>);
 
 /// All checks. Each overwrites the first [`SIZE`] bytes of the device, and the
 /// last ones; the number is a seed.
-pub const CHECKS: [Check; 7] = [
+pub const CHECKS: [Check; 8] = [
     ("lengths", lengths),
     ("queue", queue),
     ("edges", edges),
     ("refusals", refusals),
+    ("through", through),
     ("zeroes", zeroes),
     ("history", history),
     ("threads", threads),
@@ -233,6 +234,34 @@ fn refusals(device: &Shared, seed: u64) -> Result<()> {
     let mut got = vec![0; before.len()];
     device.read(0, &mut got)?;
     compare(0, &got, &before, || "requests that were refused".to_owned())
+}
+
+/// Writes that are durable when they come back: nothing is flushed for them.
+fn through(device: &Shared, seed: u64) -> Result<()> {
+    let mut rng = Rng::with_seed(seed);
+    let block = u64::from(device.identity().block_size);
+    let longest = device.identity().max_transfer + block;
+    let before = device.summary().counts;
+    let mut expected = random(&mut rng, 2 << 20);
+    device.write(0, &expected)?;
+    for len in [block, 3 * block, longest.min(1 << 20)] {
+        let at = rng.u64(0..64) * block;
+        let bytes = random(&mut rng, len as usize);
+        device.write_through(at, &bytes)?;
+        expected[at as usize..][..bytes.len()].copy_from_slice(&bytes);
+    }
+    let mut got = vec![0; expected.len()];
+    device.read(0, &mut got)?;
+    compare(0, &got, &expected, || "writing through".to_owned())?;
+    let after = device.summary().counts;
+    let commands = after.writes_through - before.writes_through;
+    if commands < 3 || after.flushes != before.flushes {
+        return Err(Failure::Accepted(format!(
+            "3 writes through were {commands}, and {} flushes",
+            after.flushes - before.flushes
+        )));
+    }
+    Ok(())
 }
 
 /// Write zeroes and discard, and what is beside them.

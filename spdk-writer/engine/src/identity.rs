@@ -68,7 +68,7 @@ impl Identity {
         } = request;
         let block = u64::from(self.block_size);
         let end = offset.checked_add(len);
-        let has_data = matches!(action, Action::Read | Action::Write);
+        let has_data = action.has_data();
         let reason = if action == Action::Flush {
             match (offset, len) {
                 (0, 0) => return Ok(()),
@@ -131,6 +131,8 @@ pub(crate) mod tests {
             (Action::Read, u64::MAX - 4095, 4096, true, false),
             (Action::Read, 0, 4096, false, false),
             (Action::Write, 0, 12288, true, false),
+            (Action::WriteThrough, 4096, 8192, true, true),
+            (Action::WriteThrough, 0, 4096, false, false),
             (Action::Discard, 0, 4096, true, true),
             (Action::WriteZeroes, 0, 4096, false, false),
         ] {

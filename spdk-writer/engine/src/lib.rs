@@ -17,6 +17,7 @@
 //!   together may take effect in any order.
 //! * A [`Action::Flush`] that succeeded made every write durable that had come
 //!   back before it was submitted; of others it says nothing.
+//! * A [`Action::WriteThrough`] that came back is durable, without a flush.
 //! * Where [`Identity::volatile_cache`] is false a write is durable when it
 //!   comes back, and flushes cost no command.
 //! * A device touches a buffer only while its request is in flight. An engine
@@ -66,6 +67,9 @@ pub enum Action {
     Read,
     /// Write the beginning of the buffer to the device.
     Write,
+    /// The same, and it is durable when it comes back (force unit access): for a
+    /// write that is promised alone. It says nothing of others.
+    WriteThrough,
     /// Make earlier writes durable.
     Flush,
     /// The range's content is not needed any more; what it reads as is undefined.
@@ -74,11 +78,19 @@ pub enum Action {
     WriteZeroes,
 }
 
+impl Action {
+    /// Whether it has a buffer: reads and writes.
+    pub fn has_data(self) -> bool {
+        matches!(self, Self::Read | Self::Write | Self::WriteThrough)
+    }
+}
+
 impl std::fmt::Display for Action {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
             Action::Read => "read",
             Action::Write => "write",
+            Action::WriteThrough => "write through",
             Action::Flush => "flush",
             Action::Discard => "discard",
             Action::WriteZeroes => "write zeroes",

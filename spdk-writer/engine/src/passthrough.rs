@@ -47,6 +47,9 @@ const FLUSH: u8 = 0x00;
 const WRITE: u8 = 0x01;
 const READ: u8 = 0x02;
 
+/// Force unit access, in command dword 12.
+const FUA: u32 = 1 << 30;
+
 /// Bytes of a page of memory, which is the least that is in one piece.
 const PAGE: u64 = 4096;
 
@@ -130,13 +133,24 @@ impl Generic {
     ) -> Entry128 {
         let opcode = match action {
             Action::Read => READ,
-            Action::Write => WRITE,
+            Action::Write | Action::WriteThrough => WRITE,
             Action::Flush | Action::Discard | Action::WriteZeroes => FLUSH,
         };
         let first = at >> self.block_shift;
         // What is longest has no more than 65,536.
         let blocks = (len >> self.block_shift).saturating_sub(1) as u32;
-        let cmd = encode(opcode, self.nsid, first, blocks, address, len as u32);
+        let control = match action {
+            Action::WriteThrough => FUA,
+            _ => 0,
+        };
+        let cmd = encode(
+            opcode,
+            self.nsid,
+            first,
+            blocks | control,
+            address,
+            len as u32,
+        );
         opcode::UringCmd80::new(types::Fd(self.file.as_raw_fd()), NVME_URING_CMD_IO)
             .buf_index((fixed && len > 0).then_some(0))
             .cmd(cmd)
@@ -144,7 +158,8 @@ impl Generic {
     }
 }
 
-/// `struct nvme_uring_cmd` of a command of `blocks` blocks and one more.
+/// `struct nvme_uring_cmd` of a command of `blocks` blocks and one more, with flags from
+/// bit 16 on.
 fn encode(opcode: u8, nsid: u32, first: u64, blocks: u32, address: u64, len: u32) -> [u8; 80] {
     let mut cmd = [0; 80];
     let mut put = |at: usize, bytes: &[u8]| cmd[at..at + bytes.len()].copy_from_slice(bytes);

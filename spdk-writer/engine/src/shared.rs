@@ -191,11 +191,24 @@ impl Shared {
     ///
     /// As [`Shared::read`].
     pub fn write(&self, offset: u64, from: &[u8]) -> Result<(), Error> {
+        self.put(Action::Write, offset, from)
+    }
+
+    /// As [`Shared::write`]; it is durable when this returns.
+    ///
+    /// # Errors
+    ///
+    /// As [`Shared::read`].
+    pub fn write_through(&self, offset: u64, from: &[u8]) -> Result<(), Error> {
+        self.put(Action::WriteThrough, offset, from)
+    }
+
+    fn put(&self, action: Action, offset: u64, from: &[u8]) -> Result<(), Error> {
         let mut at = offset;
         for part in from.chunks(self.buffer_size()) {
             let mut buffer = self.buffer()?;
             buffer[..part.len()].copy_from_slice(part);
-            let ticket = self.start(Action::Write, at, part.len() as u64, Some(buffer))?;
+            let ticket = self.start(action, at, part.len() as u64, Some(buffer))?;
             self.finish(ticket)?;
             at += part.len() as u64;
         }

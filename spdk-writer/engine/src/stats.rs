@@ -28,6 +28,9 @@ pub struct Counts {
     pub reads: u64,
     /// As above.
     pub writes: u64,
+    /// As above; those that are durable when they come back (force unit access) are not
+    /// among the other writes.
+    pub writes_through: u64,
     /// As above; a flush that the device does not need is none.
     pub flushes: u64,
     /// As above.
@@ -38,8 +41,10 @@ pub struct Counts {
     pub bytes_read: u64,
     /// As above.
     pub bytes_written: u64,
-    /// Writes to a doorbell, or system calls instead.
+    /// Writes to a doorbell of submission, or system calls instead.
     pub doorbells: u64,
+    /// Writes to a doorbell of completion.
+    pub completion_doorbells: u64,
     /// Times the engine slept for a completion.
     pub sleeps: u64,
     /// Requests that failed.
@@ -56,7 +61,7 @@ pub struct Counts {
 }
 
 /// Latencies, microseconds.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Latency {
     /// How many there were.
     pub count: u64,
@@ -70,10 +75,22 @@ pub struct Latency {
     pub p999: f64,
     /// The longest.
     pub max: f64,
+    /// How many there were of each length, shortest first, without lengths that no
+    /// latency had.
+    pub histogram: Vec<Bucket>,
+}
+
+/// Latencies of one length: each length is up to twice the one before.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Bucket {
+    /// They were shorter than this, microseconds: 2 to the power of a number.
+    pub below_us: f64,
+    /// How many.
+    pub count: u64,
 }
 
 /// All of it, to be printed.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Summary {
     /// Counts.
     #[serde(flatten)]
@@ -107,6 +124,7 @@ impl Stats {
         *match action {
             Action::Read => &mut counts.reads,
             Action::Write => &mut counts.writes,
+            Action::WriteThrough => &mut counts.writes_through,
             Action::Flush => &mut counts.flushes,
             Action::Discard => &mut counts.discards,
             Action::WriteZeroes => &mut counts.write_zeroes,
@@ -123,7 +141,7 @@ impl Stats {
         match (good, action) {
             (false, _) => self.counts.failed += 1,
             (true, Action::Read) => self.counts.bytes_read += len,
-            (true, Action::Write) => self.counts.bytes_written += len,
+            (true, Action::Write | Action::WriteThrough) => self.counts.bytes_written += len,
             (true, _) => {}
         }
     }
@@ -150,7 +168,24 @@ fn latency(histogram: &Histogram<u64>) -> Latency {
         p99: us(histogram.value_at_quantile(0.99)),
         p999: us(histogram.value_at_quantile(0.999)),
         max: us(histogram.max()),
+        histogram: buckets(histogram),
     }
+}
+
+/// Of a microsecond and less, two, four, and so on.
+fn buckets(histogram: &Histogram<u64>) -> Vec<Bucket> {
+    let mut buckets: Vec<Bucket> = Vec::new();
+    for value in histogram.iter_recorded() {
+        let us = value.value_iterated_to().div_ceil(1000).max(1);
+        // The longest there can be is 2 to the power of 27.
+        let below_us = (us + 1).next_power_of_two() as f64;
+        let count = value.count_since_last_iteration();
+        match buckets.last_mut() {
+            Some(last) if last.below_us == below_us => last.count += count,
+            _ => buckets.push(Bucket { below_us, count }),
+        }
+    }
+    buckets
 }
 
 #[cfg(test)]
@@ -173,5 +208,12 @@ mod tests {
         assert!((49_000.0..52_000.0).contains(&summary.latency_us.p50));
         assert!((98_000.0..101_000.0).contains(&summary.latency_us.p99));
         assert_eq!(summary.flush_latency_us.count, 1);
+        // Of 1 to 100 ms, those below 1,024 µs, 2,048 µs and so on.
+        let got: Vec<_> = summary.latency_us.histogram.iter().collect();
+        let bounds: Vec<_> = got.iter().map(|bucket| bucket.below_us).collect();
+        let counts: Vec<_> = got.iter().map(|bucket| bucket.count).collect();
+        let expected: Vec<_> = (10..=17).map(|n| f64::from(1 << n)).collect();
+        assert_eq!(bounds, expected);
+        assert_eq!(counts, [1, 1, 2, 4, 8, 16, 33, 35]);
     }
 }

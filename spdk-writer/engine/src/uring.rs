@@ -274,7 +274,7 @@ impl Uring {
     /// The controller, for what it is told itself.
     fn controller(&self, action: Action) -> Option<&Generic> {
         let generic = self.generic.as_ref();
-        generic.filter(|_| matches!(action, Action::Read | Action::Write | Action::Flush))
+        generic.filter(|_| action.has_data() || action == Action::Flush)
     }
 
     /// Bytes of the next command of `flying`.
@@ -328,14 +328,18 @@ impl Uring {
             (Action::Read, Some(buffer), false) => opcode::Read::new(fd, address(buffer), rest)
                 .offset(at)
                 .build(),
-            (Action::Write, Some(buffer), true) => {
+            (Action::Write | Action::WriteThrough, Some(buffer), true) => {
                 opcode::WriteFixed::new(fd, address(buffer), rest, 0)
                     .offset(at)
+                    .rw_flags(self.write_flags(*action))
                     .build()
             }
-            (Action::Write, Some(buffer), false) => opcode::Write::new(fd, address(buffer), rest)
-                .offset(at)
-                .build(),
+            (Action::Write | Action::WriteThrough, Some(buffer), false) => {
+                opcode::Write::new(fd, address(buffer), rest)
+                    .offset(at)
+                    .rw_flags(self.write_flags(*action))
+                    .build()
+            }
             (Action::Discard, ..) => self.fallocate(
                 FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE,
                 at,
@@ -347,11 +351,22 @@ impl Uring {
                 *len,
             ),
             // Reads and writes have buffers: that was checked.
-            (Action::Flush | Action::Read | Action::Write, ..) => opcode::Fsync::new(fd)
-                .flags(types::FsyncFlags::DATASYNC)
-                .build(),
+            (Action::Flush | Action::Read | Action::Write | Action::WriteThrough, ..) => {
+                opcode::Fsync::new(fd)
+                    .flags(types::FsyncFlags::DATASYNC)
+                    .build()
+            }
         };
         entry.user_data(index as u64)
+    }
+
+    /// What the kernel is to do besides writing: to a device it is a write with force unit
+    /// access, where the device has that, or one with a flush behind it.
+    fn write_flags(&self, action: Action) -> i32 {
+        match action == Action::WriteThrough && self.identity.volatile_cache {
+            true => libc::RWF_DSYNC,
+            false => 0,
+        }
     }
 
     fn fallocate(&self, flags: FallocateFlags, at: u64, len: u64) -> Entry {
@@ -395,7 +410,7 @@ impl Uring {
                 ));
             };
             let Request { action, len, .. } = flying.request;
-            let has_data = matches!(action, Action::Read | Action::Write);
+            let has_data = action.has_data();
             if self.controller(action).is_some() {
                 let (more, status) = self.answered(&mut flying, result);
                 if more {

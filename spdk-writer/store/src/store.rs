@@ -233,7 +233,8 @@ impl Store {
     /// newer one is durable: if power fails now, that one counts. A superblock
     /// is no longer than what the device writes whole, and its directory's
     /// checksum is in it: in whatever order they become durable, it is valid
-    /// only with all of it.
+    /// only with all of it. Both are written through: what else there is to be made
+    /// durable is so already, and a flush would be of all that others wrote, too.
     pub(crate) fn publish(
         &mut self,
         layers: Vec<Entry>,
@@ -255,10 +256,10 @@ impl Store {
         first.resize(first.len().next_multiple_of(block), 0);
         self.uncertain = true;
         if !directory.is_empty() {
-            self.device.write(next.slot() + DIRECTORY, &directory)?;
+            self.device
+                .write_through(next.slot() + DIRECTORY, &directory)?;
         }
-        self.device.write(next.slot(), &first)?;
-        self.device.flush()?;
+        self.device.write_through(next.slot(), &first)?;
         self.uncertain = false;
         self.previous = match next.generation {
             1 => None,

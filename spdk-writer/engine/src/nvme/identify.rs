@@ -20,6 +20,11 @@ pub(crate) fn check_number(controller: &[u8], nsid: u32) -> io::Result<()> {
     Ok(())
 }
 
+/// Whether the controller described by `controller` knows Doorbell Buffer Config.
+pub(crate) fn has_shadow_doorbells(controller: &[u8]) -> bool {
+    u16_at(controller, 256) & 1 << 8 != 0
+}
+
 /// There is no such namespace.
 pub(crate) fn missing(nsid: u32) -> io::Error {
     other(format!(

@@ -68,6 +68,9 @@ pub struct Options {
     pub timeout: Duration,
     /// Whether content that looks as if it were needed is given up.
     pub force: Force,
+    /// Whether doorbells have shadows in memory, where the controller can do that. SPDK
+    /// decides for itself.
+    pub shadow_doorbells: bool,
 }
 
 impl Default for Options {
@@ -78,6 +81,7 @@ impl Default for Options {
             buffer_size: 1 << 20,
             timeout: Duration::from_secs(30),
             force: Force::No,
+            shadow_doorbells: true,
         }
     }
 }
@@ -97,6 +101,17 @@ pub struct Command {
     pub(crate) len: u64,
 }
 
+/// Completions that were taken.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Reaped {
+    /// How many.
+    pub(crate) taken: u32,
+    /// The controller was told so by its doorbell.
+    pub(crate) rang: bool,
+    /// Something is amiss.
+    pub(crate) amiss: bool,
+}
+
 /// How a controller is told and asked.
 pub trait Driver: Send {
     /// Most commands it can have.
@@ -114,12 +129,12 @@ pub trait Driver: Send {
     /// It is not in the queue. The slot stays taken until the next reset.
     fn push(&mut self, slot: u16, command: &Command) -> io::Result<()>;
 
-    /// Tells the controller of what was put into the queue; says whether there
-    /// was anything.
+    /// Tells the controller of what was put into the queue; says whether that took a
+    /// write to its doorbell.
     fn ring(&mut self) -> bool;
 
-    /// Takes completions: how many, and whether something is amiss.
-    fn reap(&mut self) -> (u32, bool);
+    /// Takes completions.
+    fn reap(&mut self) -> Reaped;
 
     /// Status (type and code, 11 bits) of a slot's command, if it was taken; the
     /// slot is free then.
@@ -338,7 +353,8 @@ impl<D: Driver> Nvme<D> {
     /// Takes completions.
     fn harvest(&mut self, done: &mut Vec<Done>) -> Result<(), Error> {
         done.append(&mut self.early);
-        let (taken, amiss) = self.driver.reap();
+        let Reaped { taken, rang, amiss } = self.driver.reap();
+        self.stats.counts.completion_doorbells += u64::from(rang);
         if taken > 0 {
             self.resets = 0;
             for slot in 0..self.given.len() as u16 {
@@ -502,7 +518,7 @@ impl<D: Driver> Nvme<D> {
             Action::Flush => 0,
             // Lengths of ranges have 32 bits.
             Action::Discard => 1 << 30,
-            Action::Read | Action::Write | Action::WriteZeroes => {
+            Action::Read | Action::Write | Action::WriteThrough | Action::WriteZeroes => {
                 // Lengths have 16 bits.
                 self.identity.max_transfer.min(0x1_0000 << self.block_shift)
             }

@@ -61,6 +61,7 @@ pub(super) mod action {
     pub(crate) const FLUSH: c_int = 2;
     pub(crate) const DISCARD: c_int = 3;
     pub(crate) const WRITE_ZEROES: c_int = 4;
+    pub(crate) const WRITE_THROUGH: c_int = 5;
 }
 
 unsafe extern "C" {

@@ -32,6 +32,7 @@ use crate::nvme::{
     Command,
     Driver,
     Nvme,
+    Reaped,
     identify, //
 };
 use crate::{
@@ -287,6 +288,7 @@ impl Driver for Controller {
         let action = match command.action {
             Action::Read => action::READ,
             Action::Write => action::WRITE,
+            Action::WriteThrough => action::WRITE_THROUGH,
             Action::Flush => action::FLUSH,
             Action::Discard => action::DISCARD,
             Action::WriteZeroes => action::WRITE_ZEROES,
@@ -327,14 +329,19 @@ impl Driver for Controller {
         std::mem::take(&mut self.told)
     }
 
-    fn reap(&mut self) -> (u32, bool) {
+    fn reap(&mut self) -> Reaped {
         let taken = std::mem::take(&mut self.early) + self.poll();
         // That told of everything, too.
         self.told |= std::mem::take(&mut self.untold);
         if taken > 0 {
             self.nap = NAPS[0];
         }
-        (taken, self.amiss)
+        Reaped {
+            taken,
+            // SPDK rings once for what it takes at once.
+            rang: taken > 0,
+            amiss: self.amiss,
+        }
     }
 
     fn answer(&mut self, slot: u16) -> Option<u16> {

@@ -93,7 +93,7 @@ struct spdk_nvme_qpair *obd_spdk_queue(struct spdk_nvme_ctrlr *ctrlr,
 }
 
 /* Actions, as in ffi.rs. */
-enum { READ, WRITE, FLUSH, DISCARD, WRITE_ZEROES };
+enum { READ, WRITE, FLUSH, DISCARD, WRITE_ZEROES, WRITE_THROUGH };
 
 int obd_spdk_submit(struct spdk_nvme_ns *ns, struct spdk_nvme_qpair *qpair,
 		    int action, void *data, uint64_t first, uint32_t blocks,
@@ -109,6 +109,10 @@ int obd_spdk_submit(struct spdk_nvme_ns *ns, struct spdk_nvme_qpair *qpair,
 	case WRITE:
 		return spdk_nvme_ns_cmd_write(ns, qpair, data, first, blocks,
 					      done, answer, 0);
+	case WRITE_THROUGH:
+		return spdk_nvme_ns_cmd_write(ns, qpair, data, first, blocks,
+				done, answer,
+				SPDK_NVME_IO_FLAGS_FORCE_UNIT_ACCESS);
 	case FLUSH:
 		return spdk_nvme_ns_cmd_flush(ns, qpair, done, answer);
 	case DISCARD:

@@ -12,7 +12,10 @@ use crate::nvme::container::{
     Registers,
     other, //
 };
-use crate::nvme::identify;
+use crate::nvme::{
+    Reaped,
+    identify, //
+};
 use crate::{
     Identity,
     Memory, //
@@ -63,6 +66,7 @@ mod opcode {
     pub(super) const ABORT: u8 = 0x08;
     pub(super) const SET_FEATURES: u8 = 0x09;
     pub(super) const GET_FEATURES: u8 = 0x0a;
+    pub(super) const DOORBELL_BUFFERS: u8 = 0x7c;
 }
 
 /// Number of the feature.
@@ -89,6 +93,11 @@ pub struct Controller {
     /// A page for what it says of itself.
     page: Memory,
     page_address: u64,
+    /// Two pages: shadows of doorbells, and their event indices.
+    shadows: Memory,
+    shadows_address: u64,
+    /// Doorbells have shadows.
+    has_shadows: bool,
     /// How long it may take to become ready, or the contrary.
     patience: Duration,
     /// The namespace that was identified.
@@ -122,6 +131,8 @@ impl Controller {
         }
         let page = Memory::new(1, PAGE_SIZE as usize)?;
         let page_address = map(page.base(), page.len())?;
+        let shadows = Memory::new(1, 2 * PAGE_SIZE as usize)?;
+        let shadows_address = map(shadows.base(), shadows.len())?;
         container.enable_interrupt()?;
         let mut controller = Self {
             registers,
@@ -130,6 +141,9 @@ impl Controller {
             io,
             page,
             page_address,
+            shadows,
+            shadows_address,
+            has_shadows: false,
             // CAP.TO, in units of 500 ms.
             patience: Duration::from_millis(500) * (low >> 24).max(1),
             nsid: 0,
@@ -209,6 +223,27 @@ impl Controller {
             submissions,
             [size, dword11, 0, 0, 0, 0],
         )?;
+        match self.has_shadows {
+            true => self.give_shadows(),
+            false => Ok(()),
+        }
+    }
+
+    /// Gives the controller the memory of its doorbells' shadows, which a reset takes
+    /// from it (NVM Express 1.3, section 5.7). No command was given since it started.
+    fn give_shadows(&mut self) -> io::Result<()> {
+        let mut pages = self
+            .shadows
+            .take()
+            .ok_or_else(|| other("its doorbells' memory is in use"))?;
+        pages.fill(0);
+        drop(pages);
+        let pages = Prp {
+            first: self.shadows_address,
+            second: self.shadows_address + PAGE_SIZE,
+        };
+        self.admin(opcode::DOORBELL_BUFFERS, 0, pages, [0; 6])?;
+        self.io.shadow(&self.shadows);
         Ok(())
     }
 
@@ -261,10 +296,20 @@ impl Controller {
     }
 
     /// Who it is, and what its namespace `nsid` is like.
-    pub(super) fn identify(&mut self, name: String, nsid: u32) -> io::Result<Identity> {
+    /// Its doorbells get shadows if `shadows` are wanted and it can do that.
+    pub(super) fn identify(
+        &mut self,
+        name: String,
+        nsid: u32,
+        shadows: bool,
+    ) -> io::Result<Identity> {
         self.nsid = nsid;
         let controller = self.identify_page(0, 1)?;
         identify::check_number(&controller, nsid)?;
+        if shadows && identify::has_shadow_doorbells(&controller) {
+            self.give_shadows()?;
+            self.has_shadows = true;
+        }
         let namespace = self.identify_page(nsid, 0)?;
         let feature = |controller: &mut Self| {
             controller.admin(
@@ -284,11 +329,15 @@ impl Controller {
         self.io.ring(&self.registers)
     }
 
-    /// Takes I/O completions; how many, and how many of them made no sense.
-    pub(super) fn take_completions(&mut self) -> (u16, u32) {
-        let mut nonsense = 0;
-        let taken = self.io.reap(&self.registers, |_| nonsense += 1);
-        (taken, nonsense)
+    /// Takes I/O completions; something is amiss if one makes no sense.
+    pub(super) fn take_completions(&mut self) -> Reaped {
+        let mut amiss = false;
+        let (taken, rang) = self.io.reap(&self.registers, |_| amiss = true);
+        Reaped {
+            taken: taken.into(),
+            rang,
+            amiss,
+        }
     }
 
     /// Deletes the queues and lets the controller write back its caches.

@@ -19,7 +19,8 @@ use crate::nvme::pci::Bound;
 use crate::nvme::{
     Command,
     Driver,
-    Nvme, //
+    Nvme,
+    Reaped, //
 };
 use crate::{
     Action,
@@ -40,6 +41,9 @@ use rustix::event::{
 };
 use std::io;
 use std::time::Duration;
+
+/// Force unit access, in command dword 12.
+const FUA: u32 = 1 << 30;
 
 /// An engine on one namespace.
 pub type Vfio = Nvme<Controller>;
@@ -68,7 +72,7 @@ impl Vfio {
         let mut controller =
             Controller::new(container, data, options.depth).map_err(fail("start it"))?;
         let identity = controller
-            .identify(name.clone(), nsid)
+            .identify(name.clone(), nsid, options.shadow_doorbells)
             .map_err(fail("identify it"))?;
         Self::new(controller, bound, memory, identity, options)
     }
@@ -94,16 +98,19 @@ impl Controller {
                 // Deallocate.
                 (0x09, prp, [0, 1 << 2, 0, 0, 0, 0])
             }
-            Action::Read | Action::Write => {
+            Action::Read | Action::Write | Action::WriteThrough => {
                 let address = self.data + command.data as u64;
                 let pages = command.len.div_ceil(PAGE_SIZE) as u32;
                 let described = self.io.describe(slot, address, pages);
                 let Ok(prp) = described else {
                     unreachable!("whole pages, as many as were cut to fit: {described:?}");
                 };
-                let write = command.action == Action::Write;
-                let opcode = if write { 0x01 } else { 0x02 };
-                (opcode, prp, [low, high, length, 0, 0, 0])
+                let (opcode, control) = match command.action {
+                    Action::WriteThrough => (0x01, FUA),
+                    Action::Write => (0x01, 0),
+                    _ => (0x02, 0),
+                };
+                (opcode, prp, [low, high, length | control, 0, 0, 0])
             }
         };
         Sqe::new(opcode, slot, self.nsid, prp, dwords)
@@ -129,9 +136,8 @@ impl Driver for Controller {
         self.ring_doorbell()
     }
 
-    fn reap(&mut self) -> (u32, bool) {
-        let (taken, nonsense) = self.take_completions();
-        (taken.into(), nonsense > 0)
+    fn reap(&mut self) -> Reaped {
+        self.take_completions()
     }
 
     fn answer(&mut self, slot: u16) -> Option<u16> {

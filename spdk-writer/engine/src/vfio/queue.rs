@@ -5,6 +5,10 @@
 use crate::Memory;
 use crate::memory::ALIGNMENT;
 use crate::nvme::container::Registers;
+use lbio_core::doorbell::{
+    Shadow,
+    ShadowMemory, //
+};
 use lbio_core::nvme::{
     Cqe,
     PAGE_SIZE,
@@ -37,6 +41,9 @@ use std::sync::atomic::{
 /// Most entries of each ring: as many as there are slots, and one.
 pub(super) const MAX_DEPTH: u16 = MAX_SLOTS as u16 + 1;
 
+/// Where doorbells begin among the registers.
+const DOORBELLS: usize = 0x1000;
+
 /// Pages of a queue pair: one for each ring, one per slot.
 const PAGES: usize = 2 + MAX_SLOTS;
 
@@ -60,6 +67,46 @@ pub(super) struct Queue {
     /// Commands the controller was not told of.
     untold: bool,
     tail: u16,
+    /// Of the tail and head doorbells, if they have shadows.
+    shadows: Option<[Shadowed; 2]>,
+}
+
+/// A doorbell with a shadow.
+#[derive(Debug)]
+struct Shadowed {
+    shadow: Shadow,
+    words: Words,
+}
+
+/// The shadow and its event index, a page behind it.
+#[derive(Debug)]
+struct Words {
+    /// Keeps what the device writes to.
+    memory: Memory,
+    /// Bytes from its beginning to the shadow, a multiple of 4 in the first page.
+    at: usize,
+}
+
+impl Words {
+    fn word(&self, page: usize) -> &AtomicU32 {
+        let at = page * ALIGNMENT + self.at;
+        assert!(at.is_multiple_of(4) && at + 4 <= self.memory.len());
+        // SAFETY: within the memory and aligned, by the assertion; it lives as long as
+        // `self`, and nobody has its buffer, so it is accessed in whole words alone.
+        unsafe { self.memory.base().add(at).cast::<AtomicU32>().as_ref() }
+    }
+}
+
+impl ShadowMemory for Words {
+    fn store(&self, value: u32) {
+        self.word(0).store(value.to_le(), Ordering::Release);
+    }
+
+    fn event(&self) -> u32 {
+        // The store before the load, for others, too.
+        std::sync::atomic::fence(Ordering::SeqCst);
+        u32::from_le(self.word(1).load(Ordering::Acquire))
+    }
 }
 
 /// The completion ring as LBIO's core sees it.
@@ -99,7 +146,20 @@ impl Queue {
             slots: Slots::new(usize::from(depth) - 1),
             untold: false,
             tail: 0,
+            shadows: None,
         })
+    }
+
+    /// Gives both doorbells shadows, which are zero, in `memory`: a page of shadows, at
+    /// the places that the doorbells have among the registers, and one of event indices.
+    pub(super) fn shadow(&mut self, memory: &Memory) {
+        self.shadows = Some([0, 1].map(|which| Shadowed {
+            shadow: Shadow::default(),
+            words: Words {
+                memory: memory.clone(),
+                at: self.doorbell(which) - DOORBELLS,
+            },
+        }));
     }
 
     /// Entries of each ring.
@@ -126,6 +186,7 @@ impl Queue {
         self.completion = Completion::new(self.depth, self.id);
         self.slots = Slots::new(usize::from(self.depth) - 1);
         self.untold = false;
+        self.shadows = None;
     }
 
     /// Takes a slot; [`None`] if all are in use.
@@ -195,27 +256,35 @@ impl Queue {
         self.untold = true;
     }
 
-    /// Rings the doorbell if the controller does not know of everything; says
-    /// whether it did.
+    /// Tells the controller of everything that it does not know of; says whether it had
+    /// to ring the doorbell.
     pub(super) fn ring(&mut self, registers: &Registers) -> bool {
         if !std::mem::take(&mut self.untold) {
             return false;
         }
         // The commands, and all they point to, are there before the doorbell.
         std::sync::atomic::fence(Ordering::SeqCst);
-        registers.write(self.doorbell(0), u32::from(self.tail));
+        self.tell(registers, 0, self.tail)
+    }
+
+    /// Lets a doorbell have `value`; whether the register was written.
+    fn tell(&mut self, registers: &Registers, which: usize, value: u16) -> bool {
+        let shadowed = self.shadows.as_mut().and_then(|all| all.get_mut(which));
+        if shadowed.is_some_and(|it| !it.shadow.tell(value, &it.words)) {
+            return false;
+        }
+        registers.write(self.doorbell(which), u32::from(value));
         true
     }
 
-    /// Takes completions; says how many, and writes the head doorbell then.
-    pub(super) fn reap(&mut self, registers: &Registers, bad: impl FnMut(Bad)) -> u16 {
+    /// Takes completions; says how many, and whether it had to ring the head doorbell to
+    /// tell of that.
+    pub(super) fn reap(&mut self, registers: &Registers, bad: impl FnMut(Bad)) -> (u16, bool) {
         // SAFETY: the second page of the memory.
         let ring = Ring(unsafe { self.memory.base().add(ALIGNMENT) }.cast());
         let taken = self.completion.reap(&ring, &self.slots, |_| {}, bad);
-        if taken > 0 {
-            registers.write(self.doorbell(1), u32::from(self.completion.head()));
-        }
-        taken
+        let rang = taken > 0 && self.tell(registers, 1, self.completion.head());
+        (taken, rang)
     }
 
     /// The result (dword 0) in the entry that was taken last.
@@ -238,6 +307,6 @@ impl Queue {
     /// Where the tail doorbell is, or, for 1, the head doorbell (Base
     /// Specification 2.0, transport over PCIe, section 3.1.2).
     pub(super) fn doorbell(&self, which: usize) -> usize {
-        0x1000 + (2 * usize::from(self.id) + which) * self.stride
+        DOORBELLS + (2 * usize::from(self.id) + which) * self.stride
     }
 }

@@ -111,6 +111,21 @@ impl Drive {
         }
     }
 
+    /// What is in the cache of the same place is this, too, from now on.
+    fn put_through(&mut self, offset: usize, bytes: Vec<u8>) {
+        for write in &mut self.unflushed {
+            let end = (write.offset + write.bytes.len()).min(offset + bytes.len());
+            let start = write.offset.max(offset);
+            if start < end {
+                write.bytes[start - write.offset..end - write.offset]
+                    .copy_from_slice(&bytes[start - offset..end - offset]);
+            }
+        }
+        self.visible[offset..][..bytes.len()].copy_from_slice(&bytes);
+        self.durable[offset..][..bytes.len()].copy_from_slice(&bytes);
+        self.writes += 1;
+    }
+
     /// Does `request`; `covered` are the writes a flush is about.
     fn execute(&mut self, request: &mut Request, covered: &[u64]) {
         let (offset, len) = (request.offset as usize, request.len as usize);
@@ -119,6 +134,9 @@ impl Drive {
                 buffer[..len].copy_from_slice(&self.visible[offset..][..len]);
             }
             (Action::Write, Some(buffer)) => self.put(offset, buffer[..len].to_vec()),
+            (Action::WriteThrough, Some(buffer)) => {
+                self.put_through(offset, buffer[..len].to_vec());
+            }
             (Action::WriteZeroes, _) => self.put(offset, vec![0; len]),
             (Action::Discard, _) => {
                 self.discarded += len as u64;
@@ -156,7 +174,7 @@ impl Drive {
         for flying in in_flight {
             let write = matches!(
                 flying.request.action,
-                Action::Write | Action::Discard | Action::WriteZeroes
+                Action::Write | Action::WriteThrough | Action::Discard | Action::WriteZeroes
             );
             if !write {
                 continue;
@@ -166,6 +184,9 @@ impl Drive {
                 Fault::Kill => {}
                 Fault::Power => {
                     // In flight it is as if in a volatile cache.
+                    if flying.request.action == Action::WriteThrough {
+                        flying.request.action = Action::Write;
+                    }
                     let volatile = std::mem::replace(&mut self.volatile, true);
                     self.commands += 1;
                     self.execute(&mut flying.request, &[]);
