@@ -131,6 +131,35 @@ pub fn claim(path: &Path, force: Force) -> Result<File, Refusal> {
     Ok(file)
 }
 
+/// What `name` is called in a refusal: with model and serial number, as far as the block
+/// device at `path` has them.
+pub(crate) fn describe(name: &str, path: &Path) -> String {
+    let found = rustix::fs::stat(path).ok().and_then(|stat| {
+        let is_block = FileType::from_raw_mode(stat.st_mode) == FileType::BlockDevice;
+        is_block.then(|| disk(stat.st_rdev).ok()).flatten()
+    });
+    match found {
+        None => name.to_owned(),
+        Some(disk) => describe_by(name, &disk.join("device")),
+    }
+}
+
+/// The same, as the folder says that describes the device.
+pub(crate) fn describe_by(name: &str, folder: &Path) -> String {
+    let text = |file: &str| fs::read_to_string(folder.join(file)).unwrap_or_default();
+    describe_as(name, text("model").trim(), text("serial").trim())
+}
+
+/// The same, of a device with this model and serial number, or none.
+pub(crate) fn describe_as(name: &str, model: &str, serial: &str) -> String {
+    match (model, serial) {
+        ("", "") => name.to_owned(),
+        (model, "") => format!("{name} ({model})"),
+        ("", serial) => format!("{name} (serial {serial})"),
+        (model, serial) => format!("{name} ({model}, serial {serial})"),
+    }
+}
+
 /// Where the driver of overlaybd images is configured.
 const DISKS: &str = "/sys/kernel/config/obd";
 
@@ -409,6 +438,21 @@ mod tests {
             assert_eq!(find_signature(&head[..at as usize]), None);
         }
         assert_eq!(find_signature(&[0; 1 << 18]), None);
+    }
+
+    #[test]
+    fn test_describe_says_what_there_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let name = || describe_by("x", dir.path());
+        assert_eq!(name(), "x");
+        fs::write(dir.path().join("serial"), " S1 \n").unwrap();
+        assert_eq!(name(), "x (serial S1)");
+        fs::write(dir.path().join("model"), "Fast One   \n").unwrap();
+        assert_eq!(name(), "x (Fast One, serial S1)");
+        fs::write(dir.path().join("serial"), "").unwrap();
+        assert_eq!(name(), "x (Fast One)");
+        assert_eq!(describe("x", Path::new("/nowhere")), "x");
+        assert_eq!(describe("x", Path::new("/dev/null")), "x");
     }
 
     #[test]

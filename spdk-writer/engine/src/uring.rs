@@ -199,8 +199,10 @@ impl Uring {
                     .map_err(|error| fail("open it")(error.into()))?;
                 File::from(file)
             }
-            Purpose::Own(force) => guard::claim(target, force)
-                .map_err(|error| Error::device(path.to_string_lossy(), "take it", error))?,
+            Purpose::Own(force) => guard::claim(target, force).map_err(|error| {
+                let name = guard::describe(&path.to_string_lossy(), target);
+                Error::device(name, "take it", error)
+            })?,
         };
         let mut identity = guard::identify(&file, path).map_err(fail("identify it"))?;
         let mut generic = None;

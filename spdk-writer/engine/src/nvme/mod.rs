@@ -303,9 +303,15 @@ impl<D: Driver> Nvme<D> {
         for done in done {
             done.result?;
             let found = done.buffer.as_deref().and_then(guard::find_signature);
-            force
-                .check(found)
-                .map_err(|refusal| Error::device(&self.identity.name, "take it", refusal))?;
+            force.check(found).map_err(|refusal| {
+                let Identity {
+                    name,
+                    model,
+                    serial,
+                    ..
+                } = &self.identity;
+                Error::device(guard::describe_as(name, model, serial), "take it", refusal)
+            })?;
         }
         Ok(())
     }

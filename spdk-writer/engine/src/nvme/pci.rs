@@ -81,7 +81,7 @@ impl Bound {
         // Held until it is ours, so that nobody takes it meanwhile.
         let claimed = bound
             .claim(nsid, force)
-            .map_err(|error| Error::device(address, "take it", error))?;
+            .map_err(|error| Error::device(bound.describe(), "take it", error))?;
         let io = |what| move |error: io::Error| Error::device(address, what, error);
         write(&bound.dir.join("driver_override"), VFIO).map_err(io("assign it to vfio-pci"))?;
         // From here on `bound` gives it back, whatever fails.
@@ -100,6 +100,14 @@ impl Bound {
     /// The folder that describes it.
     pub(crate) fn dir(&self) -> &Path {
         &self.dir
+    }
+
+    /// Its address, with what the kernel's driver knows of it.
+    fn describe(&self) -> String {
+        match folders(&self.dir.join("nvme")).first() {
+            None => self.address.clone(),
+            Some(controller) => guard::describe_by(&self.address, controller),
+        }
     }
 
     fn driver(&self) -> Option<String> {
