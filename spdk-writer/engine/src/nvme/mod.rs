@@ -183,7 +183,8 @@ pub trait Driver: Send {
 pub struct Nvme<D: Driver> {
     // Dropped in this order: closed, given back, memory freed.
     driver: D,
-    bound: Bound,
+    /// [`None`] where there is no PCI device, in tests.
+    bound: Option<Bound>,
     memory: Memory,
     identity: Identity,
     /// Bytes per block, as a power of two.
@@ -251,6 +252,16 @@ impl<D: Driver> Nvme<D> {
         identity: Identity,
         options: &Options,
     ) -> Result<Self, Error> {
+        Self::with(driver, Some(bound), memory, identity, options)
+    }
+
+    fn with(
+        driver: D,
+        bound: Option<Bound>,
+        memory: Memory,
+        identity: Identity,
+        options: &Options,
+    ) -> Result<Self, Error> {
         // As many requests as slots; each has one command in flight at least.
         let depth = driver.depth();
         let mut engine = Self {
@@ -278,7 +289,7 @@ impl<D: Driver> Nvme<D> {
 
     /// The PCI device is in the hands of this process.
     pub fn is_bound(&self) -> bool {
-        self.bound.dir().exists()
+        self.bound.as_ref().is_some_and(|it| it.dir().exists())
     }
 
     /// Looks at the first bytes with its own eyes: the device may have come
@@ -657,4 +668,200 @@ pub(crate) fn status(code: u16) -> Option<Status> {
         kind: (code >> 8 & 7) as u8,
         code: code as u8,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::HashMap;
+
+    /// What a controller does about a command to give another one up.
+    #[derive(Clone, Copy, PartialEq)]
+    enum Abort {
+        /// That is answered, as given up.
+        GivesUp,
+        /// It says that it has, and nothing comes.
+        Nothing,
+        /// It does not answer.
+        Silent,
+    }
+
+    /// A controller that forgets some of its writes.
+    struct Forgetful {
+        free: Vec<u16>,
+        answers: HashMap<u16, u16>,
+        /// Answers that were not taken.
+        fresh: u32,
+        /// Writes it will forget.
+        forgets: u32,
+        abort: Abort,
+        /// What it was given, first blocks of writes.
+        written: Vec<u64>,
+    }
+
+    const DEPTH: u16 = 4;
+
+    impl Driver for Forgetful {
+        fn depth(&self) -> usize {
+            usize::from(DEPTH)
+        }
+
+        fn alloc(&mut self) -> Option<u16> {
+            self.free.pop()
+        }
+
+        fn push(&mut self, slot: u16, command: &Command) -> io::Result<()> {
+            if command.action == Action::Write {
+                self.written.push(command.first);
+                if self.forgets > 0 {
+                    self.forgets -= 1;
+                    return Ok(());
+                }
+            }
+            self.answers.insert(slot, 0);
+            self.fresh += 1;
+            Ok(())
+        }
+
+        fn ring(&mut self) -> bool {
+            false
+        }
+
+        fn reap(&mut self) -> Reaped {
+            Reaped {
+                taken: std::mem::take(&mut self.fresh),
+                ..Reaped::default()
+            }
+        }
+
+        fn answer(&mut self, slot: u16) -> Option<u16> {
+            let code = self.answers.remove(&slot)?;
+            self.free.push(slot);
+            Some(code)
+        }
+
+        fn is_lost(&mut self) -> bool {
+            false
+        }
+
+        fn abort(&mut self, slot: u16) -> io::Result<()> {
+            match self.abort {
+                Abort::GivesUp => {
+                    // Command abort requested.
+                    self.answers.insert(slot, 0x07);
+                    self.fresh += 1;
+                    Ok(())
+                }
+                Abort::Nothing => Ok(()),
+                Abort::Silent => Err(io::ErrorKind::TimedOut.into()),
+            }
+        }
+
+        fn stop(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+
+        fn start(&mut self) -> io::Result<()> {
+            self.free = (0..DEPTH).collect();
+            Ok(())
+        }
+
+        fn sleep(&mut self, limit: Duration) -> io::Result<()> {
+            std::thread::sleep(limit);
+            Ok(())
+        }
+
+        fn shut_down(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    /// Two writes to a controller that forgets the first `forgets` it is given.
+    fn write_two(forgets: u32, abort: Abort) -> (Nvme<Forgetful>, Vec<Done>) {
+        let driver = Forgetful {
+            free: (0..DEPTH).collect(),
+            answers: HashMap::new(),
+            fresh: 0,
+            forgets,
+            abort,
+            written: Vec::new(),
+        };
+        let identity = Identity {
+            name: "forgetful".into(),
+            model: String::new(),
+            serial: String::new(),
+            size: 1 << 20,
+            block_size: 4096,
+            max_transfer: 8192,
+            volatile_cache: true,
+            atomic_unit: 4096,
+            discard: true,
+            write_zeroes: true,
+        };
+        let options = Options {
+            timeout: Duration::from_millis(20),
+            ..Options::default()
+        };
+        let memory = Memory::new(4, 8192).unwrap();
+        let mut engine = Nvme::with(driver, None, memory, identity, &options).unwrap();
+        for tag in [1, 2] {
+            let request = Request {
+                tag,
+                action: Action::Write,
+                offset: tag * 4096,
+                len: 4096,
+                buffer: engine.memory().take(),
+            };
+            engine.submit(request).unwrap();
+        }
+        let mut done = Vec::new();
+        while done.len() < 2 {
+            engine.kick().unwrap();
+            engine.reap(true, &mut done).unwrap();
+        }
+        assert!(done.iter().all(|done| done.buffer.is_some()));
+        (engine, done)
+    }
+
+    #[test]
+    fn test_timeout_what_is_aborted_is_given_again_without_a_reset() {
+        let (engine, done) = write_two(1, Abort::GivesUp);
+        assert!(done.iter().all(|done| done.result.is_ok()));
+        assert_eq!(engine.driver.written, [1, 2, 1]);
+        let counts = engine.stats().counts;
+        assert_eq!((counts.timeouts, counts.aborts), (1, 1));
+        assert_eq!((counts.resets, counts.replays), (0, 1));
+        assert_eq!((counts.writes, counts.failed), (3, 0));
+    }
+
+    #[test]
+    fn test_timeout_what_is_forgotten_for_good_fails_and_nothing_else() {
+        let (engine, mut done) = write_two(u32::MAX, Abort::GivesUp);
+        done.sort_by_key(|done| done.tag);
+        for done in done {
+            let failed = matches!(
+                done.result,
+                Err(Error::Command {
+                    status: Status::TimedOut,
+                    ..
+                })
+            );
+            assert!(failed, "{:?}", done.result);
+        }
+        let counts = engine.stats().counts;
+        assert_eq!(counts.aborts, u64::from(2 * MAX_TRIES));
+        assert_eq!((counts.resets, counts.failed), (0, 2));
+    }
+
+    #[test]
+    fn test_timeout_an_abort_that_does_not_help_ends_in_a_reset() {
+        for (abort, timeouts) in [(Abort::Nothing, 2), (Abort::Silent, 1)] {
+            let (engine, done) = write_two(1, abort);
+            assert!(done.iter().all(|done| done.result.is_ok()));
+            assert_eq!(engine.driver.written, [1, 2, 1]);
+            let counts = engine.stats().counts;
+            assert_eq!((counts.timeouts, counts.aborts), (timeouts, 1));
+            assert_eq!((counts.resets, counts.replays), (1, 1));
+        }
+    }
 }
