@@ -16,6 +16,10 @@ use std::collections::BTreeMap;
 pub(crate) const DATA: &str = "fio-data";
 /// The file that appends make and that is removed after each.
 const GROWING: &str = "fio-append";
+/// The folder of the files that are made, removed after each run.
+const MADE: &str = "fio-create";
+/// So many of them at most.
+const MADE_FILES: u32 = 4096;
 
 /// What is done to the file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,6 +32,8 @@ pub(crate) enum Access {
     Overwrite,
     /// Makes a new file longer.
     Append,
+    /// Makes new files, each of one block.
+    Create,
 }
 
 /// By which way.
@@ -66,6 +72,7 @@ impl Job {
             Access::SeqRead => "seqread",
             Access::Overwrite => "overwrite",
             Access::Append => "append",
+            Access::Create => "create",
         };
         let mode = match self.mode {
             Mode::Buffered => "buffered",
@@ -85,7 +92,10 @@ impl Job {
 
     /// Whether it writes.
     pub(crate) fn writes(self) -> bool {
-        matches!(self.access, Access::Overwrite | Access::Append)
+        matches!(
+            self.access,
+            Access::Overwrite | Access::Append | Access::Create
+        )
     }
 
     /// The job's section of fio's arguments; `file` is read instead of
@@ -112,9 +122,7 @@ impl Job {
             format!("--bs={}k", self.block_kib),
             format!("--iodepth={}", self.depth),
             format!("--numjobs={}", self.threads),
-            format!("--size={share_mib}m"),
-            format!("--offset_increment={share_mib}m"),
-            // Ends earlier when the file is through: no block is read twice.
+            // Ends earlier when the files are through: no block is read twice.
             format!("--runtime={}ms", sizing.runtime.as_millis()),
             // fio takes 63 bits of it.
             format!("--randseed={}", seed >> 1),
@@ -125,6 +133,13 @@ impl Job {
             Access::SeqRead => more(&["--rw=read"]),
             Access::Overwrite => more(&["--rw=randwrite", "--overwrite=1"]),
             Access::Append => more(&["--rw=write", "--file_append=1", "--create_on_open=1"]),
+            Access::Create => more(&[
+                "--rw=write",
+                "--create_on_open=1",
+                // One after the other.
+                "--openfiles=1",
+                "--file_service_type=sequential",
+            ]),
         }
         match self.mode {
             Mode::Buffered => more(&["--ioengine=psync"]),
@@ -132,16 +147,36 @@ impl Job {
             Mode::Uring => more(&["--ioengine=io_uring", "--direct=1"]),
             Mode::Fsync => more(&["--ioengine=psync", "--fsync=1"]),
         }
-        args.push(match self.access {
-            Access::Append => format!("--filename={GROWING}"),
-            _ => format!("--filename={data}"),
+        args.extend(match self.access {
+            Access::Create => vec![
+                format!("--directory={MADE}"),
+                format!("--nrfiles={MADE_FILES}"),
+                format!("--filesize={}k", self.block_kib),
+            ],
+            access => vec![
+                format!("--size={share_mib}m"),
+                format!("--offset_increment={share_mib}m"),
+                match access {
+                    Access::Append => format!("--filename={GROWING}"),
+                    _ => format!("--filename={data}"),
+                },
+            ],
         });
         args
     }
 
-    /// The file that it leaves behind and that must go.
+    /// The folder that must be there before it starts.
+    pub(crate) fn folder(self) -> Option<&'static str> {
+        (self.access == Access::Create).then_some(MADE)
+    }
+
+    /// What it leaves behind and what must go.
     pub(crate) fn leftover(self) -> Option<&'static str> {
-        (self.access == Access::Append).then_some(GROWING)
+        match self.access {
+            Access::Append => Some(GROWING),
+            Access::Create => Some(MADE),
+            _ => None,
+        }
     }
 
     /// Reads what fio printed: latencies of the reads, or of the fsync calls.
@@ -343,11 +378,25 @@ mod tests {
             Access::SeqRead,
             Access::Overwrite,
             Access::Append,
+            Access::Create,
         ] {
             let job = job(access, Mode::Buffered, 1);
             let found = args(&[job], None, &SIZING, 7);
             assert_eq!(found.contains(&"--readonly".to_owned()), !job.writes());
         }
+    }
+
+    #[test]
+    fn test_args_create_syncs_every_block_of_a_file_of_its_own() {
+        let job = job(Access::Create, Mode::Fsync, 1);
+        let found = args(&[job], Some("/x"), &SIZING, 7);
+        for arg in ["--fsync=1", "--bs=4k", "--filesize=4k", "--openfiles=1"] {
+            assert!(found.contains(&arg.to_owned()), "{arg}: {found:?}");
+        }
+        let whole = ["--filename", "--size", "--offset_increment", "--readonly"];
+        let named = |arg: &String| whole.iter().any(|name| arg.starts_with(name));
+        assert!(!found.iter().any(named), "{found:?}");
+        assert_eq!(job.folder(), job.leftover());
     }
 
     #[test]

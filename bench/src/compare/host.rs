@@ -501,7 +501,7 @@ mod tests {
         let file = tempfile::NamedTempFile::new().unwrap();
         let (served, notes) = servable(file.path(), select(&[], false).unwrap()).unwrap();
         assert!(served.iter().all(|workload| !workload.writes()));
-        assert_eq!((served.len(), notes.len()), (19, 5));
+        assert_eq!((served.len(), notes.len()), (19, 6));
         assert!(
             notes[0].starts_with("fio/overwrite-4k-fsync left out"),
             "{notes:?}"

@@ -204,7 +204,7 @@ mod tests {
     }
 
     fn two() -> Vec<Workload> {
-        select(&["fsync".to_owned()], false).unwrap()
+        select(&["overwrite".to_owned(), "append".to_owned()], false).unwrap()
     }
 
     #[test]

@@ -67,10 +67,15 @@ pub(crate) fn of(
     };
     for launch in launches(workloads) {
         let (tool, leftovers) = match launch {
-            Launch::Fio(jobs) => (
-                Tool::new(&tools.fio).args(fio::args(&jobs, file, sizing, seed)),
-                jobs.into_iter().filter_map(Job::leftover).collect(),
-            ),
+            Launch::Fio(jobs) => {
+                // One that is there already is somebody else's.
+                let folders = jobs.iter().filter_map(|job| job.folder());
+                folders.for_each(|folder| line(Tool::new("mkdir").arg(folder).line()));
+                (
+                    Tool::new(&tools.fio).args(fio::args(&jobs, file, sizing, seed)),
+                    jobs.into_iter().filter_map(Job::leftover).collect(),
+                )
+            }
             Launch::Db(bench) => {
                 bench.prepare().into_iter().for_each(&mut line);
                 (
@@ -207,7 +212,7 @@ mod tests {
                 Launch::Db(_) => 1,
             })
             .collect();
-        assert_eq!(sizes, [21, 1, 1, 1]);
+        assert_eq!(sizes, [22, 1, 1, 1]);
     }
 
     #[test]

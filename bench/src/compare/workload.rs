@@ -112,6 +112,7 @@ pub(crate) fn catalogue() -> Vec<Workload> {
     fio(Access::SeqRead, 128, Mode::Buffered, 1, 1);
     fio(Access::Overwrite, 4, Mode::Fsync, 1, 1);
     fio(Access::Append, 4, Mode::Fsync, 1, 1);
+    fio(Access::Create, 4, Mode::Fsync, 1, 1);
     all.extend(Bench::ALL.map(|bench| Workload::new(Kind::Db(bench))));
     all
 }
@@ -231,6 +232,7 @@ mod tests {
                 "fio/seqread-128k-buffered-qd1",
                 "fio/overwrite-4k-fsync",
                 "fio/append-4k-fsync",
+                "fio/create-4k-fsync",
                 "db/fillsync",
                 "db/readrandom",
                 "db/readwhilewriting",
@@ -271,7 +273,11 @@ mod tests {
 
     #[test]
     fn test_select_part_or_glob_returns_all_that_fit_once() {
-        let fsync = ["fio/overwrite-4k-fsync", "fio/append-4k-fsync"];
+        let fsync = [
+            "fio/overwrite-4k-fsync",
+            "fio/append-4k-fsync",
+            "fio/create-4k-fsync",
+        ];
         assert_eq!(names(&["fsync"], false), fsync);
         assert_eq!(names(&["fio/*-fsync", "append"], false), fsync);
         assert_eq!(names(&["db/*"], false).len(), 3);
