@@ -6,6 +6,8 @@ use serde::{
     Deserialize,
     Serialize, //
 };
+use std::fmt;
+use std::str::FromStr;
 
 /// One of the stacks that are compared. Ordered as they are shown.
 #[derive(
@@ -126,9 +128,97 @@ impl Wait {
     }
 }
 
+/// A setting of the async stack beside its switch, as `NAME=VALUE`: of the mounted ext4
+/// (`/sys/fs/ext4/DISK/NAME`), or else of the whole stack (`/sys/kernel/aios/NAME`).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub(crate) struct Knob {
+    name: String,
+    value: u64,
+}
+
+impl Knob {
+    /// The shell script that sets it, behind [`Stack::mount_script`] of async for the same
+    /// drive. It fails where there is no such knob.
+    pub(crate) fn script(&self, drive: &str) -> String {
+        let Self { name, value } = self;
+        let disk = drive.rsplit('/').next().unwrap_or(drive);
+        format!(
+            "knob=/sys/fs/ext4/{disk}/{name}\n[ -e $knob ] || knob=/sys/kernel/aios/{name}\n\
+             echo {value} > $knob\n"
+        )
+    }
+}
+
+impl FromStr for Knob {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (name, value) = text
+            .split_once('=')
+            .ok_or_else(|| "it is not NAME=VALUE".to_owned())?;
+        let is_plain = |letter: u8| letter.is_ascii_lowercase() || b"0123456789_".contains(&letter);
+        if name.is_empty() || !name.bytes().all(is_plain) {
+            return Err(format!("{name:?} is not the name of a knob"));
+        }
+        if name == "enabled" {
+            return Err("async is what is switched on; off is measured beside it".to_owned());
+        }
+        let value = value
+            .parse()
+            .map_err(|_| format!("{value:?} is not a whole number"))?;
+        let name = name.to_owned();
+        Ok(Self { name, value })
+    }
+}
+
+impl fmt::Display for Knob {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}={}", self.name, self.value)
+    }
+}
+
+impl TryFrom<String> for Knob {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse()
+    }
+}
+
+impl From<Knob> for String {
+    fn from(knob: Knob) -> Self {
+        knob.to_string()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn test_knob_is_a_name_and_a_number() {
+        let knob: Knob = "fsync_alloc_written=1".parse().unwrap();
+        assert_eq!(knob.to_string(), "fsync_alloc_written=1");
+        let script = knob.script("/dev/nvme0n1");
+        assert!(script.starts_with("knob=/sys/fs/ext4/nvme0n1/fsync_alloc_written\n"));
+        let json = serde_json::to_string(&knob).unwrap();
+        assert_eq!(serde_json::from_str::<Knob>(&json).unwrap(), knob);
+        for bad in [
+            "",
+            "a",
+            "=1",
+            "a=",
+            "a=-1",
+            "a=x",
+            "../a=1",
+            "A=1",
+            "a b=1",
+            "enabled=0",
+        ] {
+            assert!(bad.parse::<Knob>().is_err(), "{bad}");
+        }
+    }
 
     #[test]
     fn test_wait_leaves_the_drive_a_cpu() {

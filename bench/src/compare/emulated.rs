@@ -40,6 +40,7 @@ use crate::guest::{
 };
 use crate::kernel::Flavour;
 use crate::stack::{
+    Knob,
     Stack,
     Wait, //
 };
@@ -75,6 +76,8 @@ pub(crate) struct Setup<'a> {
     pub(crate) wait: Wait,
     /// Kernel command line of the async guest.
     pub(crate) append: &'a [String],
+    /// Knobs of async.
+    pub(crate) knobs: &'a [Knob],
     /// IOMMU mode.
     pub(crate) iommu: Iommu,
     /// What may run the guests.
@@ -101,8 +104,8 @@ pub(crate) struct Emulated {
     sides: Vec<Side>,
     tools: Tools,
     sizing: Sizing,
-    /// How async waits.
-    wait: Wait,
+    /// What is set in the async guest once the drive is mounted: how it waits, and knobs.
+    settings: String,
     /// Sockets of the drives.
     _sockets: tempfile::TempDir,
 }
@@ -119,7 +122,7 @@ impl Emulated {
             sides,
             tools,
             sizing: setup.sizing,
-            wait: setup.wait,
+            settings: settings(setup),
             _sockets: sockets,
         })
     }
@@ -218,12 +221,12 @@ impl Target for Emulated {
             .sides
             .iter()
             .map(|side| {
-                let wait = match side.stack {
-                    Stack::Async => self.wait.script(),
+                let settings = match side.stack {
+                    Stack::Async => &self.settings,
                     _ => "",
                 };
                 let script = format!(
-                    "set -e\n{}{wait}cd {MOUNT}\n{}",
+                    "set -e\n{}{settings}cd {MOUNT}\n{}",
                     side.stack.mount_script(DRIVE, MOUNT),
                     script::of(workloads, &self.tools, None, &self.sizing, seed)
                 );
@@ -245,6 +248,12 @@ impl Target for Emulated {
             })
             .collect()
     }
+}
+
+/// The shell script that sets what the async guest is asked to have.
+fn settings(setup: &Setup<'_>) -> String {
+    let knobs = setup.knobs.iter().map(|knob| knob.script(DRIVE));
+    knobs.fold(setup.wait.script().to_owned(), |all, knob| all + &knob)
 }
 
 /// What a guest's script measured.

@@ -48,7 +48,10 @@ use crate::report::schema::{
 use crate::report::stages;
 use crate::setup;
 use crate::setup::Need;
-use crate::stack::Wait;
+use crate::stack::{
+    Knob,
+    Wait, //
+};
 use emulated::Emulated;
 use host::Host;
 use output::Output;
@@ -137,6 +140,9 @@ pub(crate) struct Args {
     /// Words for the kernel command line of the async guest; may be repeated.
     #[arg(long, value_name = "WORDS", conflicts_with_all = ["host", "virtual_time"])]
     append: Vec<String>,
+    /// Set a knob of the async stack: of ext4 (`/sys/fs/ext4/DISK/NAME`) or of all of it (`/sys/kernel/aios/NAME`); may be repeated.
+    #[arg(long, value_name = "NAME=VALUE", conflicts_with = "host")]
+    knob: Vec<Knob>,
     /// What may run the guests.
     #[arg(long, value_enum, default_value_t = Accel::Auto, conflicts_with = "host")]
     accel: Accel,
@@ -177,10 +183,14 @@ impl Args {
 
     /// That nothing is asked for that only guests of the stack's suites have.
     fn has_no_guest_options(&self, suite: &str) -> Result<()> {
-        match self.memory == emulated::MEMORY_MIB && self.append.is_empty() && self.wait.is_none() {
+        let has_none = self.memory == emulated::MEMORY_MIB
+            && self.append.is_empty()
+            && self.wait.is_none()
+            && self.knob.is_empty();
+        match has_none {
             true => Ok(()),
             false => Err(Error::new(format!(
-                "--memory, --append and --wait are not for --suite {suite}"
+                "--memory, --append, --wait and --knob are not for --suite {suite}"
             ))),
         }
     }
@@ -208,6 +218,7 @@ pub(crate) fn run(ctx: &Context, args: &Args) -> Result<u8> {
                 out: args.out.as_deref(),
                 seed: args.seed,
                 source: args.source.as_deref(),
+                knobs: &args.knob,
             },
         );
     }
@@ -371,6 +382,7 @@ fn in_guests(
         memory_mib: args.memory,
         wait: args.wait(),
         append: &args.append,
+        knobs: &args.knob,
         iommu: args.iommu,
         accel: args.accel,
         logs: out.join("guest"),
@@ -401,6 +413,7 @@ fn in_guests(
         qemu: target.qemu_lines(),
         cpus: args.cpus(),
         wait: args.wait(),
+        knobs: args.knob.clone(),
         memory_mib: args.memory,
         kvm: target.is_kvm(),
         iommu: args.iommu,
@@ -517,6 +530,7 @@ fn dry_run(ctx: &Context, args: &Args, workloads: &[Workload], plan: Plan) -> Re
             memory_mib: args.memory,
             wait: args.wait(),
             append: &args.append,
+            knobs: &args.knob,
             iommu: args.iommu,
             accel: args.accel,
             logs: PathBuf::from("OUT/guest"),
@@ -568,6 +582,8 @@ mod tests {
             "--pairs -1",
             "--cpus 0",
             "--write",
+            "--knob fsync_alloc_written",
+            "--knob enabled=0",
         ] {
             assert!(parse(line).is_err(), "{line}");
         }
@@ -595,6 +611,7 @@ mod tests {
     #[test]
     fn test_args_virtual_time_excludes_the_other_machines() {
         assert!(parse("--virtual-time --quick --only fsync --seed 3 --json").is_ok());
+        assert!(parse("--virtual-time --knob fsync_alloc_written=1").is_ok());
         for line in ["--host /mnt", "--cpus 1", "--accel tcg", "--pairs 9"] {
             assert!(parse(&format!("--virtual-time {line}")).is_err(), "{line}");
         }
@@ -603,7 +620,8 @@ mod tests {
     #[test]
     fn test_args_host_excludes_the_emulated_machine() {
         assert!(parse("--host /mnt --write").is_ok());
-        for line in ["--device null", "--cpus 2", "--iommu off", "--source /x"] {
+        let others = ["--device null", "--cpus 2", "--iommu off", "--source /x"];
+        for line in others.into_iter().chain(["--knob lbio_writes=1"]) {
             assert!(parse(&format!("--host /mnt {line}")).is_err(), "{line}");
         }
     }

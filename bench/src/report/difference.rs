@@ -213,6 +213,7 @@ fn provenance_warnings(a: &Provenance, b: &Provenance) -> Vec<String> {
             (a.cpus, a.memory_mib) != (b.cpus, b.memory_mib),
         );
         differ("how async waited", a.wait != b.wait);
+        differ("the knobs of async", a.knobs != b.knobs);
         differ("what runs the guest (KVM or emulation)", a.kvm != b.kvm);
         differ("the IOMMU mode", a.iommu != b.iommu);
         differ("the drive image", a.image != b.image);

@@ -82,6 +82,7 @@ pub(crate) fn provenance() -> Provenance {
             qemu: vec!["qemu-system-x86_64 -append 'a b' | <native>".to_owned()],
             cpus: 1,
             wait: Wait::Spin,
+            knobs: Vec::new(),
             memory_mib: 512,
             kvm: false,
             iommu: Iommu::Lazy,

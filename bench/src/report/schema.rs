@@ -13,6 +13,7 @@ use crate::error::{
 use crate::guest::Iommu;
 use crate::kernel::BuildId;
 use crate::stack::{
+    Knob,
     Stack,
     Wait, //
 };
@@ -349,6 +350,9 @@ pub(crate) struct GuestInfo {
     /// How async waited for the drive.
     #[serde(default)]
     pub(crate) wait: Wait,
+    /// Knobs that async had set.
+    #[serde(default)]
+    pub(crate) knobs: Vec<Knob>,
     /// Memory in MiB.
     pub(crate) memory_mib: u32,
     /// Whether KVM ran it; software emulation otherwise.

@@ -121,13 +121,18 @@ pub(crate) fn facts(provenance: &Provenance) -> Vec<(String, String)> {
         facts.push((
             "guest".to_owned(),
             format!(
-                "{} CPUs{}, {} MiB, {}, IOMMU {}, drive image {}",
+                "{} CPUs{}{}, {} MiB, {}, IOMMU {}, drive image {}",
                 guest.cpus,
                 match guest.wait {
                     Wait::Spin => "",
                     Wait::Halt => ", async halts while it waits",
                     Wait::Sleep => ", async sleeps while it waits",
                 },
+                guest
+                    .knobs
+                    .iter()
+                    .map(|knob| format!(", async with {knob}"))
+                    .collect::<String>(),
                 guest.memory_mib,
                 if guest.kvm {
                     "KVM"

@@ -172,6 +172,10 @@ pub(super) fn script(kernel: &Kernel, stack: Stack, spot: &Spot, plan: &Plan) ->
         cache = if spot.cache { CACHE_MIB } else { 0 },
         mount = stack.mount_script(&format!("/dev/{DEVICE}"), MOUNT),
     );
+    if stack == Stack::Async {
+        let knobs = plan.knobs.iter().map(|knob| knob.script(DEVICE));
+        script.extend(knobs);
+    }
     if let Some(threads) = spot.calls.iter().filter_map(|call| call.threads()).max() {
         script.push_str(&format!(
             "for file in $(seq 0 {last}); do\n\
@@ -352,6 +356,19 @@ pub(super) mod tests {
         assert!(at("dioread_lock") > at("overwrite-fsync"));
         assert!(at("dioread_lock") > at("fillsync"));
         assert!(at("append-fsync") > at("dioread_lock"));
+    }
+
+    #[test]
+    fn test_script_sets_knobs_of_async_alone() {
+        let plan = Plan {
+            knobs: vec!["fsync_spin_us=50".parse().unwrap()],
+            ..Plan::new(&[], true, 7).unwrap()
+        };
+        for stack in [Stack::Off, Stack::Async] {
+            let script = script(&kernel(Flavour::Patched), stack, &spot(), &plan);
+            let set = script.contains("knob=/sys/fs/ext4/vtime/fsync_spin_us\n");
+            assert_eq!(set, stack == Stack::Async, "{script}");
+        }
     }
 
     #[test]

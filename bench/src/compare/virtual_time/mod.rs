@@ -33,6 +33,7 @@ use crate::setup::{
     self,
     Need, //
 };
+use crate::stack::Knob;
 use indicatif::ProgressBar;
 pub(crate) use measure::Kernel;
 pub(crate) use plan::{
@@ -63,11 +64,15 @@ pub(super) struct Options<'a> {
     pub(super) out: Option<&'a Path>,
     pub(super) seed: Option<u64>,
     pub(super) source: Option<&'a Path>,
+    pub(super) knobs: &'a [Knob],
 }
 
 /// Runs `aios compare --virtual-time`.
 pub(super) fn run(ctx: &Context, options: &Options<'_>) -> Result<u8> {
-    let plan = Plan::new(options.only, options.quick, options.seed.unwrap_or(1))?;
+    let plan = Plan {
+        knobs: options.knobs.to_vec(),
+        ..Plan::new(options.only, options.quick, options.seed.unwrap_or(1))?
+    };
     if options.list {
         for row in &plan.rows {
             println!("{}", row.name());

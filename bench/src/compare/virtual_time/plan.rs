@@ -4,6 +4,7 @@
 
 use crate::compare::workload::fitting;
 use crate::error::Result;
+use crate::stack::Knob;
 use serde::{
     Deserialize,
     Serialize, //
@@ -230,6 +231,8 @@ pub(crate) struct Plan {
     pub(crate) seed: u64,
     /// How often each workload is measured, with a seed of its own.
     pub(crate) repeats: u32,
+    /// Knobs of async.
+    pub(crate) knobs: Vec<Knob>,
 }
 
 impl Plan {
@@ -260,6 +263,7 @@ impl Plan {
             warmup: if quick { 10 } else { 20 },
             seed,
             repeats: if quick { 2 } else { 3 },
+            knobs: Vec::new(),
         })
     }
 

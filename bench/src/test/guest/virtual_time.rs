@@ -70,6 +70,7 @@ pub(super) fn round_trips(ctx: &Context) -> Result<Outcome> {
         warmup: 10,
         seed: 1,
         repeats: 2,
+        knobs: Vec::new(),
     };
     let measured = measure(ctx, &[kernel], &plan, &ctx.cache_dir("test")?)?;
     let results = Results::new(
