@@ -7,6 +7,7 @@ use aios_guest::crash::{
     Plan,
     Range, //
 };
+use aios_guest::synced::SyncedWrite;
 use fastrand::Rng;
 use std::collections::BTreeMap;
 
@@ -68,7 +69,7 @@ pub fn plain(seed: u64, number: u64) -> Plan {
             offset: BLOCK * rng.u32(..size / BLOCK),
             length: BLOCK,
         };
-        ops.push(match rng.u8(..20) {
+        ops.push(match rng.u8(..26) {
             0..3 => {
                 let offset = rng.u32(..size);
                 let length = rng.u32(1..=BLOCK).min(size - offset);
@@ -89,11 +90,21 @@ pub fn plain(seed: u64, number: u64) -> Plan {
             10 => Op::Store(name, whole),
             11..13 => Op::WriteBack(name),
             13..17 => Op::Fsync(name),
-            _ => Op::Fdatasync(name),
+            17..20 => Op::Fdatasync(name),
+            20..22 => Op::SyncedWrite(name, whole, synced_write(&mut rng)),
+            22 => Op::SyncedDirect(name, whole, synced_write(&mut rng)),
+            23 => Op::UringFsync(name),
+            24 => Op::UringFdatasync(name),
+            _ => Op::SyncFileRange(name, whole),
         });
     }
     let threads = vec![ops];
     Plan { seed, threads }
+}
+
+/// One of the ways to write and sync in one call.
+fn synced_write(rng: &mut Rng) -> SyncedWrite {
+    SyncedWrite::ALL[rng.usize(..SyncedWrite::ALL.len())]
 }
 
 /// Each operation by itself on files that are durable, then a sync of what it
@@ -146,7 +157,7 @@ fn overwrites() -> Vec<Op> {
         offset: 2 * BLOCK + 7,
         length: 2 * BLOCK,
     };
-    let cases: [&[Op]; 7] = [
+    let cases: [&[Op]; 10] = [
         &[Op::Write(0, block(0))],
         &[Op::Write(0, few)],
         &[Op::Write(0, block(1)), Op::WriteBack(0)],
@@ -162,6 +173,9 @@ fn overwrites() -> Vec<Op> {
             Op::WriteBack(0),
             Op::Write(0, block(7)),
         ],
+        &[Op::Write(0, block(0)), Op::UringFdatasync(0)],
+        &[Op::Write(0, block(1)), Op::UringFsync(0)],
+        &[Op::Write(0, block(2)), Op::SyncFileRange(0, block(2))],
     ];
     let all = Range {
         offset: 0,
@@ -173,6 +187,15 @@ fn overwrites() -> Vec<Op> {
         ops.push(Op::Fdatasync(0));
         ops.extend(case);
         ops.push(Op::Fdatasync(0));
+    }
+    // Writes that are syncs: of what nobody wrote before, and of what is in the cache.
+    for (number, how) in (0..).zip(SyncedWrite::ALL) {
+        ops.extend([
+            Op::SyncedWrite(0, block(number), how),
+            Op::SyncedDirect(0, block(number + 4), how),
+            Op::Direct(0, block(number)),
+            Op::SyncedWrite(0, block(number), how),
+        ]);
     }
     ops.extend([Op::WriteBack(0), Op::Store(0, few)]);
     ops
@@ -212,7 +235,7 @@ impl<'a> Sequence<'a> {
         };
         let file = self.files[&name];
         let size = self.sizes[file];
-        match self.rng.u8(..110) {
+        match self.rng.u8(..128) {
             0..8 => {
                 if let Some(free) = free {
                     self.create(free);
@@ -284,12 +307,31 @@ impl<'a> Sequence<'a> {
             87..97 => self.ops.push(Op::Fdatasync(name)),
             97..100 => self.ops.push(Op::Sync),
             100..106 => self.ops.push(Op::WriteBack(name)),
-            106.. => {
-                let range = Range {
-                    offset: self.rng.u32(0..=size / BLOCK) * BLOCK,
-                    length: BLOCK * self.rng.u32(1..=2),
-                };
+            106..110 => {
+                let range = self.blocks(size);
                 self.write_as(Op::Direct(name, range), file, range);
+            }
+            110..115 => {
+                let (range, how) = (self.range(size), synced_write(self.rng));
+                self.write_as(Op::SyncedWrite(name, range, how), file, range);
+            }
+            115..118 => {
+                let (length, how) = (self.length(), synced_write(self.rng));
+                let range = Range {
+                    offset: size,
+                    length,
+                };
+                self.write_as(Op::SyncedWrite(name, range, how), file, range);
+            }
+            118..122 => {
+                let (range, how) = (self.blocks(size), synced_write(self.rng));
+                self.write_as(Op::SyncedDirect(name, range, how), file, range);
+            }
+            122..124 => self.ops.push(Op::UringFsync(name)),
+            124..126 => self.ops.push(Op::UringFdatasync(name)),
+            126.. => {
+                let range = self.range(size);
+                self.ops.push(Op::SyncFileRange(name, range));
             }
             _ => {}
         }
@@ -319,6 +361,14 @@ impl<'a> Sequence<'a> {
             0 => self.rng.u32(1..=600),
             1 | 2 => BLOCK,
             _ => BLOCK * self.rng.u32(2..=5),
+        }
+    }
+
+    /// One or two whole blocks that begin below `size`, or at its end.
+    fn blocks(&mut self, size: u32) -> Range {
+        Range {
+            offset: self.rng.u32(0..=size / BLOCK) * BLOCK,
+            length: BLOCK * self.rng.u32(1..=2),
         }
     }
 
@@ -381,7 +431,7 @@ mod tests {
                     .to_owned()
             })
             .collect();
-        assert_eq!(words.len(), 14, "{words:?}");
+        assert_eq!(words.len(), 20, "{words:?}");
     }
 
     #[test]

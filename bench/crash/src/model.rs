@@ -9,7 +9,8 @@
 //! - Each byte of a file is one that it had at a moment since the file's last
 //!   acknowledged sync; its size lies between those it had since. Beyond the end
 //!   of a file its bytes count as zero, as blocks of one file reach the drive in
-//!   any order.
+//!   any order. A write that is a sync (`O_SYNC` and the like) is one of its own bytes,
+//!   and of as much of the size as they need.
 //! - The end of both is the next sync: what comes after it cannot have begun
 //!   before that is acknowledged.
 
@@ -60,6 +61,19 @@ pub struct Expectation {
     pub until: Moment,
     /// For each file, when its contents were last acknowledged.
     pub data_from: Vec<Moment>,
+    /// Writes that were syncs of their own bytes alone.
+    pub parts: Vec<Part>,
+}
+
+/// Bytes of a file that were acknowledged by themselves.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Part {
+    /// Of which file.
+    file: usize,
+    /// Which bytes.
+    bytes: std::ops::Range<usize>,
+    /// When.
+    from: Moment,
 }
 
 /// A file as found.
@@ -136,7 +150,10 @@ impl Model {
                     renamed: vec![after],
                 });
             }
-            Op::Write(a, range) | Op::Direct(a, range) => write(self, file(a)?, range)?,
+            Op::Write(a, range)
+            | Op::Direct(a, range)
+            | Op::SyncedWrite(a, range, _)
+            | Op::SyncedDirect(a, range, _) => write(self, file(a)?, range)?,
             Op::Store(a, range) => {
                 let file = file(a)?;
                 if bounds(range)?.1 > self.last(file).len() {
@@ -187,7 +204,12 @@ impl Model {
                 names.remove(&a);
                 self.files[file].renamed.push(after);
             }
-            Op::WriteBack(a) | Op::Fsync(a) | Op::Fdatasync(a) => drop(file(a)?),
+            Op::WriteBack(a)
+            | Op::SyncFileRange(a, _)
+            | Op::Fsync(a)
+            | Op::Fdatasync(a)
+            | Op::UringFsync(a)
+            | Op::UringFdatasync(a) => drop(file(a)?),
             Op::Sync => {}
             Op::Put => return Err("a database's files are its own"),
         }
@@ -226,14 +248,30 @@ impl Model {
             names_from: 0,
             until: self.ops.len(),
             data_from: vec![0; self.files.len()],
+            parts: Vec::new(),
         };
         for &number in acked {
             let after = number + 1;
-            let file = |name| self.names[number].get(name).copied();
+            let file = |name: &u8| self.names[number].get(name).copied();
+            let renamed = |file: Option<usize>| file.map(|f| self.renamed(f, after));
+            let created = |file: Option<usize>| file.map(|f| self.files[f].created);
             let (data, names) = match self.ops.get(number) {
-                Some(Op::Fsync(a)) => (file(a), file(a).map(|f| self.renamed(f, after))),
-                Some(Op::Fdatasync(a) | Op::Store(a, _)) => {
-                    (file(a), file(a).map(|f| self.files[f].created))
+                Some(Op::Fsync(a) | Op::UringFsync(a)) => (file(a), renamed(file(a))),
+                Some(Op::Fdatasync(a) | Op::UringFdatasync(a) | Op::Store(a, _)) => {
+                    (file(a), created(file(a)))
+                }
+                Some(Op::SyncedWrite(a, range, how) | Op::SyncedDirect(a, range, how)) => {
+                    let part = file(a).zip(bounds(*range).ok());
+                    expected.parts.extend(part.map(|(file, (start, end))| Part {
+                        file,
+                        bytes: start..end,
+                        from: after,
+                    }));
+                    let names = match how.is_data_only() {
+                        true => created(file(a)),
+                        false => renamed(file(a)),
+                    };
+                    (None, names)
                 }
                 Some(Op::Sync) => {
                     expected.data_from.fill(after);
@@ -331,8 +369,31 @@ impl Model {
             .iter()
             .take_while(|(moment, _)| *moment <= expected.until)
             .collect();
+        // Where each byte's own window begins, and the size that such parts need.
+        let longest = window.iter().map(|(_, data)| data.len()).max();
+        let mut begins = vec![0; longest.unwrap_or_default()];
+        let mut needed = 0;
+        for part in expected.parts.iter().filter(|part| part.file == file) {
+            let begin = window.partition_point(|(moment, _)| *moment <= part.from);
+            let Some(begin) = begin.checked_sub(1) else {
+                continue;
+            };
+            let later = window.get(begin..).unwrap_or_default();
+            let kept = later.iter().map(|(_, data)| data.len().min(part.bytes.end));
+            needed = needed.max(kept.min().unwrap_or_default());
+            for own in begins
+                .iter_mut()
+                .take(part.bytes.end)
+                .skip(part.bytes.start)
+            {
+                *own = begin.max(*own);
+            }
+        }
         let sizes = window.iter().map(|(_, data)| data.len());
-        let (least, most) = (sizes.clone().min(), sizes.max());
+        let (least, most) = (
+            sizes.clone().min().map(|least| least.max(needed)),
+            sizes.max(),
+        );
         if Some(found.len()) < least || Some(found.len()) > most {
             return Err(format!(
                 "its size is {}, but it was {} to {} since operation {from}",
@@ -350,11 +411,14 @@ impl Model {
                 .any(|w| is_blank(&w[0].1) && !is_blank(&w[1].1))
         };
         for (i, &byte) in found.iter().enumerate() {
-            if window.iter().any(|(_, data)| at(data, i) == byte) {
+            let begin = begins.get(i).copied().unwrap_or_default();
+            let own = window.get(begin..).unwrap_or_default();
+            if own.iter().any(|(_, data)| at(data, i) == byte) {
                 continue;
             }
-            let changed = window.windows(2).any(|w| at(&w[0].1, i) != at(&w[1].1, i));
-            if promise == Promise::OnlyAcknowledged && (changed || is_new(i)) {
+            let changed = own.windows(2).any(|w| at(&w[0].1, i) != at(&w[1].1, i));
+            let is_new = begin == 0 && is_new(i);
+            if promise == Promise::OnlyAcknowledged && (changed || is_new) {
                 continue;
             }
             let rest = &found[i..found.len().min(i + 16)];
@@ -372,7 +436,8 @@ impl Model {
                 _ => format!("{byte:#04x}"),
             };
             return Err(format!(
-                "byte {i} is {what}, which it was at no moment since operation {from}",
+                "byte {i} is {what}, which it was at no moment since operation {}",
+                own.first().map_or(from, |(moment, _)| from.max(*moment)),
             ));
         }
         Ok(())
@@ -405,6 +470,7 @@ fn same_names(names: &Names, found: &BTreeMap<u8, Found>) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use aios_guest::synced::SyncedWrite;
 
     fn range(offset: u32, length: u32) -> Range {
         Range { offset, length }
@@ -492,6 +558,62 @@ mod tests {
         model
             .check(&expected, &found(&[(0, 12, &data)]), STRICT)
             .unwrap();
+    }
+
+    #[test]
+    fn test_check_synced_write_is_of_its_own_bytes() {
+        let ops = [
+            Op::Create(0),
+            Op::Write(0, range(0, 1000)),
+            Op::Fsync(0),
+            Op::Write(0, range(0, 20)),
+            Op::Write(0, range(5000, 100)),
+            Op::SyncedWrite(0, range(990, 30), SyncedWrite::RwfDsync),
+            Op::Truncate(0, 1010),
+        ];
+        let model = Model::new(1, 0, &ops).unwrap();
+        let expected = model.expect(&[2, 5]);
+        let check =
+            |data: &[u8], promise| model.check(&expected, &found(&[(0, 12, data)]), promise);
+        // What was written before may be there, or in part, or not.
+        let mut data = written(1, 0, 990);
+        data.extend(written(5, 990, 30));
+        check(&data, STRICT).unwrap();
+        data[..10].copy_from_slice(&written(3, 0, 10));
+        check(&data, STRICT).unwrap();
+        check(&data[..1010], STRICT).unwrap();
+        // All of the write must be, but for what was cut off afterwards.
+        for promise in [STRICT, Promise::OnlyAcknowledged] {
+            let why = check(&data[..1009], promise).unwrap_err();
+            assert!(why.contains("its size is 1009"), "{why}");
+            let mut lost = data.clone();
+            lost[995] = written(1, 995, 1)[0];
+            let why = check(&lost, promise).unwrap_err();
+            assert!(
+                why.contains("byte 995") && why.contains("operation 6"),
+                "{why}"
+            );
+        }
+        // Not acknowledged, it may be lost.
+        let expected = model.expect(&[2]);
+        let old = written(1, 0, 1000);
+        model
+            .check(&expected, &found(&[(0, 12, &old)]), STRICT)
+            .unwrap();
+    }
+
+    #[test]
+    fn test_expect_synced_write_makes_names_durable_as_fsync_or_fdatasync_does() {
+        for how in SyncedWrite::ALL {
+            let ops = [
+                Op::Create(0),
+                Op::Rename(0, 1),
+                Op::SyncedDirect(1, range(0, 4096), how),
+            ];
+            let expected = Model::new(1, 0, &ops).unwrap().expect(&[2]);
+            let names_from = if how.is_data_only() { 1 } else { 2 };
+            assert_eq!(expected.names_from, names_from, "{how}");
+        }
     }
 
     #[test]

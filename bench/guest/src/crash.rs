@@ -10,6 +10,11 @@
 
 use crate::mapping::Mapping;
 use crate::puts::Puts;
+use crate::synced::{
+    Ring,
+    SyncedWrite,
+    sync_file_range, //
+};
 use crate::work::AlignedBuffer;
 use serde::{
     Deserialize,
@@ -53,8 +58,15 @@ pub enum Op {
     Write(u8, Range),
     /// Write whole blocks at a block's offset around the page cache (`O_DIRECT`).
     Direct(u8, Range),
+    /// [`Op::Write`] that is durable when it returns: an acknowledged sync of its own bytes,
+    /// and of the file's other data not.
+    SyncedWrite(u8, Range, SyncedWrite),
+    /// [`Op::Direct`] that is, likewise.
+    SyncedDirect(u8, Range, SyncedWrite),
     /// Start writing all of the file back, and do not wait: no sync.
     WriteBack(u8),
+    /// `sync_file_range` of these bytes with all of its flags, which waits: no sync.
+    SyncFileRange(u8, Range),
     /// Store into a shared mapping inside the file, then `msync(MS_SYNC)` of
     /// all of it: an acknowledged sync.
     Store(u8, Range),
@@ -74,6 +86,10 @@ pub enum Op {
     Fsync(u8),
     /// `fdatasync`.
     Fdatasync(u8),
+    /// `fsync` by io_uring.
+    UringFsync(u8),
+    /// `fdatasync` by io_uring.
+    UringFdatasync(u8),
     /// `sync`.
     Sync,
     /// One more key into the thread's database: an acknowledged sync. What the database
@@ -95,7 +111,15 @@ impl Op {
     pub fn is_sync(self) -> bool {
         matches!(
             self,
-            Self::Store(..) | Self::Fsync(_) | Self::Fdatasync(_) | Self::Sync | Self::Put
+            Self::Store(..)
+                | Self::SyncedWrite(..)
+                | Self::SyncedDirect(..)
+                | Self::Fsync(_)
+                | Self::Fdatasync(_)
+                | Self::UringFsync(_)
+                | Self::UringFdatasync(_)
+                | Self::Sync
+                | Self::Put
         )
     }
 }
@@ -117,7 +141,10 @@ impl fmt::Display for Op {
             Self::Create(a) => write!(f, "create f{a}"),
             Self::Write(a, range) => write!(f, "write f{a} {range}"),
             Self::Direct(a, range) => write!(f, "direct write f{a} {range}"),
+            Self::SyncedWrite(a, range, how) => write!(f, "{how} write f{a} {range}"),
+            Self::SyncedDirect(a, range, how) => write!(f, "{how} direct write f{a} {range}"),
             Self::WriteBack(a) => write!(f, "start writing f{a} back"),
+            Self::SyncFileRange(a, range) => write!(f, "sync_file_range f{a} {range}"),
             Self::Store(a, range) => write!(f, "mmap store f{a} {range}, msync"),
             Self::Allocate(a, range, false) => write!(f, "fallocate f{a} {range}"),
             Self::Allocate(a, range, true) => write!(f, "fallocate f{a} {range}, keep size"),
@@ -128,6 +155,8 @@ impl fmt::Display for Op {
             Self::Unlink(a) => write!(f, "unlink f{a}"),
             Self::Fsync(a) => write!(f, "fsync f{a}"),
             Self::Fdatasync(a) => write!(f, "fdatasync f{a}"),
+            Self::UringFsync(a) => write!(f, "io_uring fsync f{a}"),
+            Self::UringFdatasync(a) => write!(f, "io_uring fdatasync f{a}"),
             Self::Sync => f.write_str("sync"),
             Self::Put => f.write_str("put a key"),
         }
@@ -251,6 +280,7 @@ impl Crash {
                         dir: self.dir.join(format!("t{index}")),
                         device: &device,
                         database: None,
+                        ring: None,
                     };
                     let start = &start;
                     scope.spawn(move || {
@@ -289,6 +319,8 @@ struct Worker<'a> {
     device: &'a File,
     /// The database, from its first key on.
     database: Option<Puts>,
+    /// From its first request on.
+    ring: Option<Ring>,
 }
 
 /// A marker as `O_DIRECT` wants it.
@@ -328,7 +360,24 @@ impl Worker<'_> {
     }
 
     fn open(&self, name: u8) -> io::Result<File> {
-        File::options().read(true).write(true).open(self.path(name))
+        self.open_with(name, 0)
+    }
+
+    fn open_with(&self, name: u8, flags: i32) -> io::Result<File> {
+        File::options()
+            .read(true)
+            .write(true)
+            .custom_flags(flags)
+            .open(self.path(name))
+    }
+
+    fn uring_fsync(&mut self, name: u8, data_only: bool) -> io::Result<()> {
+        let file = self.open(name)?;
+        let ring = match &mut self.ring {
+            Some(ring) => ring,
+            None => self.ring.insert(Ring::new()?),
+        };
+        ring.fsync(&file, data_only)
     }
 
     fn data(&self, number: usize, range: Range) -> Vec<u8> {
@@ -337,20 +386,34 @@ impl Worker<'_> {
         data
     }
 
+    /// The same for `O_DIRECT`.
+    fn aligned(&self, number: usize, range: Range) -> AlignedBuffer {
+        let mut buffer = AlignedBuffer::new(range.length as usize);
+        buffer.bytes().copy_from_slice(&self.data(number, range));
+        buffer
+    }
+
     fn apply(&mut self, number: usize, op: Op) -> io::Result<()> {
         match op {
             Op::Create(a) => File::create_new(self.path(a)).map(drop),
             Op::Write(a, range) => self
                 .open(a)?
                 .write_all_at(&self.data(number, range), range.offset.into()),
-            Op::Direct(a, range) => {
-                let mut buffer = AlignedBuffer::new(range.length as usize);
-                buffer.bytes().copy_from_slice(&self.data(number, range));
-                File::options()
-                    .write(true)
-                    .custom_flags(libc::O_DIRECT)
-                    .open(self.path(a))?
-                    .write_all_at(buffer.bytes(), range.offset.into())
+            Op::Direct(a, range) => self
+                .open_with(a, libc::O_DIRECT)?
+                .write_all_at(self.aligned(number, range).bytes(), range.offset.into()),
+            Op::SyncedWrite(a, range, how) => how.write_all_at(
+                &self.open_with(a, how.open_flags())?,
+                &self.data(number, range),
+                range.offset.into(),
+            ),
+            Op::SyncedDirect(a, range, how) => how.write_all_at(
+                &self.open_with(a, how.open_flags() | libc::O_DIRECT)?,
+                self.aligned(number, range).bytes(),
+                range.offset.into(),
+            ),
+            Op::SyncFileRange(a, range) => {
+                sync_file_range(&self.open(a)?, range.offset.into(), range.length.into())
             }
             Op::WriteBack(a) => write_back(&self.open(a)?),
             Op::Store(a, range) => store(&self.open(a)?, range, &self.data(number, range)),
@@ -369,6 +432,8 @@ impl Worker<'_> {
             Op::Unlink(a) => fs::remove_file(self.path(a)),
             Op::Fsync(a) => self.open(a)?.sync_all(),
             Op::Fdatasync(a) => self.open(a)?.sync_data(),
+            Op::UringFsync(a) => self.uring_fsync(a, false),
+            Op::UringFdatasync(a) => self.uring_fsync(a, true),
             Op::Sync => {
                 // SAFETY: Plain system call without arguments.
                 unsafe { libc::sync() };
@@ -506,6 +571,10 @@ mod tests {
                 Op::Fsync(1),
                 Op::Rename(1, 2),
                 Op::Unlink(0),
+                Op::SyncedWrite(2, range(200, 8), SyncedWrite::RwfDsync),
+                Op::SyncFileRange(2, range(0, 4096)),
+                Op::UringFsync(2),
+                Op::UringFdatasync(2),
             ]],
         };
         let device = dir.join("marker");
@@ -522,12 +591,15 @@ mod tests {
         let names = fs::read_dir(dir.join("t0")).unwrap().count();
         fs::remove_dir_all(&dir).unwrap();
         let result = result.unwrap();
-        assert_eq!((result.operations, result.markers), (9, 2));
-        assert_eq!(parse_marker(&marker), Some((0, 6)));
+        assert_eq!((result.operations, result.markers), (13, 5));
+        assert_eq!(parse_marker(&marker), Some((0, 12)));
         assert_eq!((file.len(), names), (5000, 1));
         let mut stored = [0; 50];
         content(3, 0, 3, 100, &mut stored);
         assert_eq!(file[100..150], stored);
+        let mut synced = [0; 8];
+        content(3, 0, 9, 200, &mut synced);
+        assert_eq!(file[200..208], synced);
     }
 
     #[test]

@@ -3,13 +3,17 @@
 //! it makes durable what it has written.
 
 use crate::mapping::Mapping;
+use crate::synced::{
+    Ring,
+    SyncedWrite,
+    sync_file_range, //
+};
 use crate::work::Kind;
 use std::fs::{
     self,
     File, //
 };
 use std::io;
-use std::os::fd::AsRawFd;
 use std::os::unix::fs::{
     FileExt,
     OpenOptionsExt, //
@@ -26,6 +30,8 @@ pub(crate) struct Writer<'a> {
     file: &'a File,
     /// The file as stores see it, for [`Kind::OverwriteMsync`].
     map: Option<Mapping>,
+    /// For [`Kind::OverwriteUringFsync`].
+    ring: Option<Ring>,
     /// The file that [`Kind::CreateFsync`] made last.
     created: Option<File>,
     /// All that it made.
@@ -39,7 +45,12 @@ impl<'a> Writer<'a> {
             Kind::OverwriteMsync => Some(Mapping::whole(file, size)?),
             _ => None,
         };
+        let ring = match kind {
+            Kind::OverwriteUringFsync => Some(Ring::new()?),
+            _ => None,
+        };
         Ok(Self {
+            ring,
             kind,
             path,
             file,
@@ -51,15 +62,12 @@ impl<'a> Writer<'a> {
 
     /// Flags that the file of a workload is opened with, beside `O_DIRECT`.
     pub(crate) fn flags(kind: Kind) -> i32 {
-        match kind {
-            Kind::OverwriteDsync => libc::O_DSYNC,
-            _ => 0,
-        }
+        kind.synced_write().map_or(0, SyncedWrite::open_flags)
     }
 
     /// What comes before the operation and is no part of it.
     pub(crate) fn prepare(&self) -> io::Result<()> {
-        if self.kind == Kind::OverwriteFsync {
+        if self.kind.overwrites_and_commits() {
             // Asked for its times, the file gets new ones from the next write.
             // Else its times are those of the last clock tick, and some syncs
             // have metadata to commit while others have not.
@@ -80,17 +88,23 @@ impl<'a> Writer<'a> {
                 written
             }
             (_, Some(map)) => Ok(map.write(index(offset)?, bytes)),
-            _ => self.file.write_at(bytes, offset),
+            (kind, None) => match kind.synced_write() {
+                Some(how) => how.write_at(self.file, bytes, offset),
+                None => self.file.write_at(bytes, offset),
+            },
         }
     }
 
     /// Makes the last write, of `len` bytes at `offset`, durable (or, with
     /// `sync_file_range`, only written back).
-    pub(crate) fn sync(&self, offset: u64, len: usize) -> io::Result<()> {
+    pub(crate) fn sync(&mut self, offset: u64, len: usize) -> io::Result<()> {
+        if let Some(ring) = &mut self.ring {
+            return ring.fsync(self.file, false);
+        }
         match (self.kind, &self.map, &self.created) {
-            (Kind::OverwriteDsync, ..) => Ok(()),
+            (kind, ..) if kind.synced_write().is_some() => Ok(()),
             (Kind::OverwriteFdatasync | Kind::AppendFdatasync, ..) => self.file.sync_data(),
-            (Kind::OverwriteRange, ..) => sync_range(self.file, offset, len),
+            (Kind::OverwriteRange, ..) => sync_file_range(self.file, offset, len as u64),
             (_, Some(map), _) => map.sync_part(index(offset)?, len),
             (_, _, Some(created)) => created.sync_all(),
             _ => self.file.sync_all(),
@@ -116,24 +130,4 @@ pub(crate) fn open(kind: Kind, path: &Path, creates: bool, flags: i32) -> io::Re
 /// An offset in the file as one in its mapping.
 fn index(offset: u64) -> io::Result<usize> {
     usize::try_from(offset).map_err(io::Error::other)
-}
-
-/// Writes the range back and waits; neither metadata nor the drive's cache.
-fn sync_range(file: &File, offset: u64, len: usize) -> io::Result<()> {
-    let flags = libc::SYNC_FILE_RANGE_WAIT_BEFORE
-        | libc::SYNC_FILE_RANGE_WRITE
-        | libc::SYNC_FILE_RANGE_WAIT_AFTER;
-    // SAFETY: Plain system call on an open descriptor.
-    let result = unsafe {
-        libc::sync_file_range(
-            file.as_raw_fd(),
-            offset.cast_signed(),
-            i64::try_from(len).unwrap_or(i64::MAX),
-            flags,
-        )
-    };
-    if result == 0 {
-        return Ok(());
-    }
-    Err(io::Error::last_os_error())
 }

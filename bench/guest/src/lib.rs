@@ -14,6 +14,7 @@ pub mod protocol;
 pub mod puts;
 pub mod race;
 pub mod sync;
+pub mod synced;
 mod together;
 pub mod work;
 

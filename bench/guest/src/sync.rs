@@ -10,6 +10,10 @@ use crate::mapping::{
     Access,
     Mapping, //
 };
+use crate::synced::{
+    Ring,
+    SyncedWrite, //
+};
 use crate::work::{
     WorkError,
     opt_in,
@@ -50,8 +54,31 @@ pub enum How {
     Fdatasync,
     /// write(2) on a file opened with `O_DSYNC`.
     Dsync,
+    /// write(2) on a file opened with `O_SYNC`.
+    OpenSync,
+    /// pwritev2(2) with `RWF_DSYNC`.
+    RwfDsync,
+    /// pwritev2(2) with `RWF_SYNC`.
+    RwfSync,
+    /// write(2), fsync by io_uring.
+    UringFsync,
+    /// write(2), fdatasync by io_uring.
+    UringFdatasync,
     /// Stores to a shared mapping, msync(2) with `MS_SYNC`.
     Msync,
+}
+
+impl How {
+    /// How it writes, if the write is the sync.
+    fn synced_write(self) -> Option<SyncedWrite> {
+        Some(match self {
+            Self::OpenSync => SyncedWrite::OpenSync,
+            Self::Dsync => SyncedWrite::OpenDsync,
+            Self::RwfSync => SyncedWrite::RwfSync,
+            Self::RwfDsync => SyncedWrite::RwfDsync,
+            _ => return None,
+        })
+    }
 }
 
 /// Options of `aios-guest sync`.
@@ -120,6 +147,7 @@ impl Sync {
             self.at("resize", file.set_len(MAX_SIZE as u64))?;
             self.at("sync", file.sync_all())?;
         }
+        let mut ring = self.ring()?;
         let mut model = self.model();
         for _ in 0..self.ops {
             let (offset, bytes) = model.next();
@@ -130,12 +158,13 @@ impl Sync {
             // Asked for its times, the file gets new ones from the next write,
             // so that fsync has metadata to commit.
             self.at("look at", file.metadata())?;
-            self.at("write", file.write_all_at(bytes, offset as u64))?;
-            match self.how {
-                How::Fsync => self.at("sync", file.sync_all())?,
-                How::Fdatasync => self.at("sync", file.sync_data())?,
-                How::Dsync | How::Msync => {}
+            let offset = offset as u64;
+            if let Some(how) = self.how.synced_write() {
+                self.at("write", how.write_all_at(&file, bytes, offset))?;
+                continue;
             }
+            self.at("write", file.write_all_at(bytes, offset))?;
+            self.at("sync", self.sync(&file, &mut ring))?;
         }
         if self.shutdown {
             self.at("shut down the file system of", shut_down(&file))?;
@@ -173,10 +202,8 @@ impl Sync {
         let file = self.open(false)?;
         self.at("look at", file.metadata())?;
         self.at("write", file.write_all_at(&[0x5a; 4096], 0))?;
-        let sync = || match self.how {
-            How::Fdatasync => file.sync_data(),
-            _ => file.sync_all(),
-        };
+        let mut ring = self.ring()?;
+        let mut sync = || self.sync(&file, &mut ring);
         match sync().map_err(|error| error.raw_os_error()) {
             // The latter if the drive says that its medium is bad.
             Err(Some(libc::EIO | libc::ENODATA)) => {}
@@ -194,11 +221,30 @@ impl Sync {
         })
     }
 
+    fn ring(&self) -> Result<Option<Ring>> {
+        match self.how {
+            How::UringFsync | How::UringFdatasync => {
+                self.at("make a ring for", Ring::new().map(Some))
+            }
+            _ => Ok(None),
+        }
+    }
+
+    /// The call that makes durable what was written.
+    fn sync(&self, file: &File, ring: &mut Option<Ring>) -> io::Result<()> {
+        match (self.how, ring) {
+            (How::UringFdatasync, Some(ring)) => ring.fsync(file, true),
+            (_, Some(ring)) => ring.fsync(file, false),
+            (How::Fdatasync, None) => file.sync_data(),
+            _ => file.sync_all(),
+        }
+    }
+
     fn open(&self, anew: bool) -> Result<File> {
         let mut options = File::options();
         options.read(true).write(true).create(anew).truncate(anew);
-        if self.how == How::Dsync {
-            options.custom_flags(libc::O_DSYNC);
+        if let Some(how) = self.how.synced_write() {
+            options.custom_flags(how.open_flags());
         }
         let file = self.at("open", options.open(&self.file))?;
         if self.opt_in {
@@ -289,6 +335,7 @@ fn shut_down(file: &File) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use clap::ValueEnum;
 
     fn sync(how: How) -> Sync {
         let name = format!("aios-sync-{}-{how:?}", std::process::id());
@@ -306,7 +353,7 @@ mod tests {
 
     #[test]
     fn test_verify_accepts_what_was_changed() {
-        for how in [How::Fsync, How::Fdatasync, How::Dsync, How::Msync] {
+        for &how in How::value_variants() {
             let mut sync = sync(how);
             let size = sync.run().unwrap().size;
             sync.verify = true;

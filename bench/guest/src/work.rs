@@ -14,6 +14,7 @@ use crate::marker::{
     self,
     mark, //
 };
+use crate::synced::SyncedWrite;
 use crate::together::{
     Begin,
     together, //
@@ -80,6 +81,14 @@ pub enum Kind {
     /// Overwrite a random block of the file opened with O_DSYNC; the write is
     /// the sync.
     OverwriteDsync,
+    /// The same with O_SYNC.
+    OverwriteSync,
+    /// Overwrite a random block by pwritev2 with RWF_DSYNC, which is the sync.
+    OverwriteRwfDsync,
+    /// The same with RWF_SYNC.
+    OverwriteRwfSync,
+    /// Overwrite a random block, then fsync by io_uring.
+    OverwriteUringFsync,
     /// Store to a random block of a shared mapping, then msync.
     OverwriteMsync,
     /// Overwrite a random block, then sync_file_range: neither metadata nor the
@@ -92,6 +101,28 @@ impl Kind {
         matches!(
             self,
             Self::Randread | Self::RandreadHit | Self::RandreadMmap | Self::Seqread
+        )
+    }
+
+    /// How it writes, if the write is the sync.
+    pub(crate) fn synced_write(self) -> Option<SyncedWrite> {
+        Some(match self {
+            Self::OverwriteSync => SyncedWrite::OpenSync,
+            Self::OverwriteDsync => SyncedWrite::OpenDsync,
+            Self::OverwriteRwfSync => SyncedWrite::RwfSync,
+            Self::OverwriteRwfDsync => SyncedWrite::RwfDsync,
+            _ => return None,
+        })
+    }
+
+    /// Whether it overwrites and syncs metadata, too.
+    pub(crate) fn overwrites_and_commits(self) -> bool {
+        matches!(
+            self,
+            Self::OverwriteFsync
+                | Self::OverwriteSync
+                | Self::OverwriteRwfSync
+                | Self::OverwriteUringFsync
         )
     }
 
@@ -139,8 +170,8 @@ pub struct Work {
     /// Opt the file in to the asynchronous I/O stack.
     #[arg(long)]
     pub opt_in: bool,
-    /// What counts as the operation of a writing workload [default: sync; with
-    /// O_DSYNC the write is it].
+    /// What counts as the operation of a writing workload [default: sync; where the
+    /// write is the sync, that].
     #[arg(long)]
     pub mark: Option<Mark>,
     /// Threads that do it at once, each as often, to the files FILE.0, FILE.1
@@ -294,6 +325,10 @@ impl Work {
                 | Kind::OverwriteFdatasync
                 | Kind::OverwriteFsync
                 | Kind::OverwriteDsync
+                | Kind::OverwriteSync
+                | Kind::OverwriteRwfDsync
+                | Kind::OverwriteRwfSync
+                | Kind::OverwriteUringFsync
                 | Kind::OverwriteMsync
                 | Kind::OverwriteRange => permutation.at(op),
                 Kind::CreateFsync => 0,
@@ -362,7 +397,7 @@ impl Work {
         }
         self.at("look at", writer.prepare())?;
         let (written, synced, latency);
-        if self.mark == Some(Mark::All) || self.kind == Kind::OverwriteDsync {
+        if self.mark == Some(Mark::All) || self.kind.synced_write().is_some() {
             let start = Instant::now();
             mark::<{ marker::OP_BEGIN }>();
             written = writer.write(op, offset, buffer);

@@ -402,7 +402,7 @@ pub(super) mod tests {
             .lines()
             .find(|line| line.starts_with("fillsync"))
             .unwrap();
-        let sample = parse(&format!("measured 11 1 {line}"), Stack::Off, &spot()).unwrap();
+        let sample = parse(&format!("measured 15 1 {line}"), Stack::Off, &spot()).unwrap();
         assert_eq!((sample.row.call, sample.ops), (Call::DbFillsync, 999));
         assert_eq!(sample.lat_mean_ns, 3_871_377.0);
     }
@@ -415,8 +415,8 @@ pub(super) mod tests {
             "measured 1 7",
             "measured 1 7 {}",
             "measured 99 7 {}",
-            "measured 11 1 fillsync : 0 micros/op 0 ops/sec 0 seconds 0 operations;",
-            "measured 11 1 fillsync : micros/op",
+            "measured 15 1 fillsync : 0 micros/op 0 ops/sec 0 seconds 0 operations;",
+            "measured 15 1 fillsync : micros/op",
             // Not among the calls.
             r#"measured 0 7 {"workload":"overwrite-fdatasync","ops":1,"bs":1,"elapsed_ns":1,"lat_mean_ns":1,"lat_p50_ns":1,"lat_p99_ns":1}"#,
         ] {

@@ -40,6 +40,14 @@ pub(crate) enum Call {
     OverwriteFsync,
     /// Overwriting 4 KiB of a file opened with `O_DSYNC`.
     OverwriteDsync,
+    /// The same with `O_SYNC`.
+    OverwriteSync,
+    /// Overwriting 4 KiB by pwritev2 with `RWF_DSYNC`.
+    OverwriteRwfDsync,
+    /// The same with `RWF_SYNC`.
+    OverwriteRwfSync,
+    /// io_uring's fsync after overwriting 4 KiB.
+    OverwriteUringFsync,
     /// msync after storing to 4 KiB of a mapping.
     OverwriteMsync,
     /// sync_file_range after overwriting 4 KiB.
@@ -75,10 +83,14 @@ pub(crate) enum Call {
 
 impl Call {
     /// All, in the order of the tables.
-    pub(crate) const ALL: [Self; 18] = [
+    pub(crate) const ALL: [Self; 22] = [
         Self::OverwriteFdatasync,
         Self::OverwriteFsync,
         Self::OverwriteDsync,
+        Self::OverwriteSync,
+        Self::OverwriteRwfDsync,
+        Self::OverwriteRwfSync,
+        Self::OverwriteUringFsync,
         Self::OverwriteMsync,
         Self::OverwriteRange,
         Self::LogFdatasync,
@@ -102,6 +114,10 @@ impl Call {
             Self::OverwriteFdatasync => "overwrite-fdatasync",
             Self::OverwriteFsync => "overwrite-fsync",
             Self::OverwriteDsync => "overwrite-dsync",
+            Self::OverwriteSync => "overwrite-sync",
+            Self::OverwriteRwfDsync => "overwrite-rwf-dsync",
+            Self::OverwriteRwfSync => "overwrite-rwf-sync",
+            Self::OverwriteUringFsync => "overwrite-uring-fsync",
             Self::OverwriteMsync => "overwrite-msync",
             Self::OverwriteRange => "overwrite-range",
             Self::LogFdatasync => "log-fdatasync",
@@ -153,6 +169,10 @@ impl Call {
             Self::OverwriteFdatasync => "overwrite-fdatasync --file data",
             Self::OverwriteFsync => "overwrite-fsync --file data",
             Self::OverwriteDsync => "overwrite-dsync --file data",
+            Self::OverwriteSync => "overwrite-sync --file data",
+            Self::OverwriteRwfDsync => "overwrite-rwf-dsync --file data",
+            Self::OverwriteRwfSync => "overwrite-rwf-sync --file data",
+            Self::OverwriteUringFsync => "overwrite-uring-fsync --file data",
             Self::OverwriteMsync => "overwrite-msync --file data",
             Self::OverwriteRange => "overwrite-range --file data",
             Self::LogFdatasync | Self::LogFdatasyncLock => "append-fdatasync --file new --bs 116",
@@ -317,10 +337,10 @@ mod tests {
     #[test]
     fn test_plan_holds_every_call_of_every_kind() {
         let all = plan(&[], false);
-        assert_eq!(all.rows.len(), 72);
+        assert_eq!(all.rows.len(), 88);
         assert_eq!(all.spots().len(), 12);
         let calls: usize = all.spots().iter().map(|spot| spot.calls.len()).sum();
-        assert_eq!(calls, 12 * 11 + 8 * 7);
+        assert_eq!(calls, 12 * 15 + 8 * 7);
     }
 
     #[test]

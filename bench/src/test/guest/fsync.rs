@@ -76,8 +76,9 @@ pub(super) fn leave(f: &mut Fixture) -> Result<()> {
 /// Synced changes, side by side and alone, then the crash and the checks.
 fn crash(f: &mut Fixture, seed: u64) -> Result<()> {
     f.sh(&format!(
-        "cd /mnt/t; pids=; \
-         for how in fsync fdatasync dsync msync; do \
+        "cd /mnt/t; pids=; ways='fsync fdatasync dsync open-sync rwf-dsync rwf-sync uring-fsync \
+             uring-fdatasync msync'; \
+         for how in $ways; do \
              /aios-guest sync $how --file $how --ops 20 --seed {seed} >/dev/null & \
              pids=\"$pids $!\"; done; \
          fio --name=uring --filename=uring --size=256k --bs=4k --rw=randwrite --fsync=1 \
@@ -89,7 +90,7 @@ fn crash(f: &mut Fixture, seed: u64) -> Result<()> {
          e2fsck -fy /dev/nvme0n1 >/tmp/e2fsck 2>&1 || [ $? = 1 ] || {{ cat /tmp/e2fsck; exit 1; }}; \
          e2fsck -fn /dev/nvme0n1 >/tmp/e2fsck 2>&1 || {{ cat /tmp/e2fsck; exit 1; }}; \
          mount /dev/nvme0n1 /mnt/t; cd /mnt/t; \
-         for how in fsync fdatasync dsync msync; do \
+         for how in $ways; do \
              /aios-guest sync $how --file $how --ops 20 --seed {seed} --verify >/dev/null; done; \
          /aios-guest sync fsync --file last --ops 12 --seed {seed} --verify >/dev/null; \
          fio --name=uring --filename=uring --size=256k --bs=4k --rw=randread --ioengine=psync \
@@ -162,7 +163,7 @@ fn data_error_arrives_once(f: &mut Fixture) -> Result<()> {
     with_bad_blocks(
         f,
         "blocks /data",
-        "for how in fsync fdatasync; do \
+        "for how in fsync fdatasync uring-fsync uring-fdatasync; do \
              /aios-guest sync $how --file /mnt/t/data --failing >/dev/null; done",
     )
 }
@@ -328,10 +329,20 @@ fn fua_instead_of_flushes(f: &mut Fixture) -> Result<()> {
         // A commit flushes.
         commits(f, &overwrite(3, ",fsync"))?;
         sends(f, &synced, 0, 1)?;
-        // O_DSYNC and msync come the same way.
+        // O_DSYNC, RWF_DSYNC and msync come the same way.
         sends(f, &overwrite(4, " oflag=dsync"), 0, 1)?;
-        let msync = "/aios-guest work overwrite-msync --file data --ops 4 --warmup 0 --bs 4096";
-        sends(f, msync, 0, 4)?;
+        let work = |what: &str, ops: u32| {
+            format!(
+                "/aios-guest work overwrite-{what} --file data --ops {ops} --warmup 0 --bs 4096"
+            )
+        };
+        sends(f, &work("rwf-dsync", 4), 0, 4)?;
+        sends(f, &work("msync", 4), 0, 4)?;
+        // And these as fsync does.
+        for how in ["sync", "rwf-sync", "uring-fsync"] {
+            commits(f, &work(how, 1))?;
+            sends(f, &synced, 0, 1)?;
+        }
     }
     // A block that is new is committed.
     let append = "dd if=/dev/urandom of=data bs=4k count=1 status=none oflag=append \

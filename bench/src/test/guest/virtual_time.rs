@@ -35,7 +35,7 @@ use std::time::Duration;
 
 /// What is called, on what, and its round trips in the ordinary order and
 /// overlapped, as jbd-overlap/README.md has them.
-const PROMISES: [(Call, Commit, bool, f64, f64); 13] = [
+const PROMISES: [(Call, Commit, bool, f64, f64); 17] = [
     (Call::OverwriteFsync, Commit::Full, false, 3.0, 2.0),
     (Call::LogFdatasync, Commit::Full, false, 3.0, 2.0),
     (Call::AppendFsync, Commit::Full, false, 3.0, 3.0),
@@ -52,6 +52,11 @@ const PROMISES: [(Call, Commit, bool, f64, f64); 13] = [
     (Call::OverwriteDsync, Commit::Full, true, 2.0, 1.0),
     (Call::OverwriteMsync, Commit::Full, true, 2.0, 1.0),
     (Call::OverwriteFdatasync, Commit::Fast, true, 2.0, 1.0),
+    // The same, called otherwise.
+    (Call::OverwriteRwfDsync, Commit::Full, true, 2.0, 1.0),
+    (Call::OverwriteSync, Commit::Full, false, 3.0, 2.0),
+    (Call::OverwriteRwfSync, Commit::Full, false, 3.0, 2.0),
+    (Call::OverwriteUringFsync, Commit::Full, false, 3.0, 2.0),
 ];
 
 /// The patched kernel, off and on, keeps the promises of the table.
