@@ -123,6 +123,11 @@ pub(crate) struct Args {
     /// Chooses what survives the power cut.
     #[arg(long, value_name = "SEED", default_value_t = 1, requires = "cut_at")]
     cut_seed: u64,
+    /// What lies within a unit of so many bytes is never torn, as of a drive that says so
+    /// [default: logical blocks alone].
+    #[arg(long, value_name = "BYTES", default_value_t = 0, hide_default_value = true,
+        requires = "cut_at", value_parser = aios_disk::cli::atomic_unit)]
+    cut_atomic: u32,
     /// More kernel command line; may be repeated.
     #[arg(long, value_name = "WORDS", allow_hyphen_values = true)]
     append: Vec<String>,
@@ -173,6 +178,7 @@ pub(crate) fn run(ctx: &Context, args: &Args) -> Result<u8> {
             at,
             seed: args.cut_seed,
             block: args.lba,
+            atomic: args.cut_atomic,
         });
         let backend = match (&speed, image.to_str()) {
             (speed, Some("null")) => Backend::Null {

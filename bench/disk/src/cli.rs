@@ -67,9 +67,29 @@ pub struct ServeArgs {
         value_parser = clap::builder::PossibleValuesParser::new(["512", "4096"])
             .map(|text| if text == "4096" { 4096_u32 } else { 512 }))]
     cut_block: u32,
+    /// Atomic unit in bytes, a power of two: what lies within one is never torn either
+    /// [default: none but the logical block].
+    #[arg(long, value_name = "BYTES", default_value_t = 0, hide_default_value = true,
+        value_parser = atomic_unit)]
+    cut_atomic: u32,
     /// End when standard input does: with the program that started it.
     #[arg(long)]
     until_stdin_closes: bool,
+}
+
+/// Bytes of an atomic unit, or 0 for none.
+///
+/// # Errors
+///
+/// Says why it is no such number.
+pub fn atomic_unit(text: &str) -> std::result::Result<u32, String> {
+    let bytes: u32 = text
+        .parse()
+        .map_err(|_| "it is no number of bytes".to_owned())?;
+    match bytes == 0 || (512..=1 << 20).contains(&bytes) && bytes.is_power_of_two() {
+        true => Ok(bytes),
+        false => Err("it is not a power of two from 512 to 1048576".to_owned()),
+    }
 }
 
 fn micros(duration: Duration) -> u64 {
@@ -98,6 +118,7 @@ fn serve(args: ServeArgs) -> Result<u8> {
             at,
             seed: args.cut_seed,
             block: args.cut_block,
+            atomic: args.cut_atomic,
         }),
     })?;
     if args.until_stdin_closes {

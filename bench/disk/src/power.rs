@@ -6,7 +6,9 @@
 //! durable what had completed before it was received. When the power is cut, all
 //! that is not durable is undone, and a random part of it done again: of the
 //! writes that were in the cache or had been received, any subset survives, some
-//! of them torn between logical blocks.
+//! of them torn between logical blocks. A drive may advertise a larger unit that
+//! power failures leave whole (NVMe: AWUPF, NAWUPF): writes that fit one are not
+//! torn.
 
 use crate::clock;
 use crate::image::Image;
@@ -26,6 +28,9 @@ pub struct PowerCut {
     pub seed: u64,
     /// Size of a logical block in bytes, which is never torn; a power of two.
     pub block: u32,
+    /// The advertised atomic unit in bytes, a power of two: a write that lies within one,
+    /// counted from the drive's begin, is not torn either. At most `block`: none.
+    pub atomic: u32,
 }
 
 /// A write that is not durable, or one after it.
@@ -150,11 +155,17 @@ impl Cache {
     fn maybe_put(&mut self, image: &mut Image, offset: u64, data: &[u8]) {
         let kept = match self.draw(8) {
             0..4 => return,
-            4 => self.torn(offset, data.len()),
+            4 if !self.is_atomic(offset, data.len()) => self.torn(offset, data.len()),
             _ => 0..data.len(),
         };
         let offset = offset + kept.start as u64;
         put(image, offset, data.get(kept).unwrap_or_default());
+    }
+
+    /// Whether a write lies within one unit that is never torn.
+    fn is_atomic(&self, offset: u64, length: usize) -> bool {
+        let unit = u64::from(self.cut.atomic.max(self.cut.block).max(1));
+        offset % unit + length as u64 <= unit
     }
 
     /// A beginning or an end of a write, as whole logical blocks of the drive.
@@ -200,10 +211,15 @@ mod tests {
     }
 
     fn cache(seed: u64) -> Cache {
+        cache_with(seed, 0)
+    }
+
+    fn cache_with(seed: u64, atomic: u32) -> Cache {
         Cache::new(PowerCut {
             at: 1,
             seed,
             block: 512,
+            atomic,
         })
     }
 
@@ -215,9 +231,14 @@ mod tests {
 
     /// First byte of each sector after a cut, for many seeds.
     fn outcomes(run: impl Fn(&mut Cache, &mut Image)) -> HashSet<Vec<u8>> {
+        outcomes_with(0, run)
+    }
+
+    /// The same of a drive with an atomic unit.
+    fn outcomes_with(atomic: u32, run: impl Fn(&mut Cache, &mut Image)) -> HashSet<Vec<u8>> {
         (0..300)
             .map(|seed| {
-                let (mut cache, mut image) = (cache(seed), image());
+                let (mut cache, mut image) = (cache_with(seed, atomic), image());
                 run(&mut cache, &mut image);
                 cache.cut(&mut image, std::iter::empty());
                 let bytes = image.get(0, SIZE as u32).unwrap();
@@ -234,6 +255,28 @@ mod tests {
             assert!(found.iter().any(|f| f[..2] == sectors), "{sectors:?}");
         }
         assert_eq!(found.len(), expected.len());
+    }
+
+    #[test]
+    fn test_cut_write_within_an_atomic_unit_survives_whole_or_not_at_all() {
+        let found = outcomes_with(1024, |cache, image| write(cache, image, 2, 1, false));
+        let expected = [[0, 0], [1, 1]];
+        assert!(expected.iter().all(|e| found.iter().any(|f| f[2..4] == *e)));
+        assert_eq!(found.len(), expected.len(), "{found:?}");
+    }
+
+    #[test]
+    fn test_cut_write_across_atomic_units_is_torn_at_logical_blocks() {
+        // As long as a unit, but in two of them; and longer than one.
+        for sectors in [&[3, 4][..], &[2, 3, 4, 5]] {
+            let found = outcomes_with(1024, |cache, image| {
+                let (offset, data) = (sectors[0] as u64 * 512, vec![1; sectors.len() * 512]);
+                cache.write(image, (offset, data.len() as u32), Some(&data), false);
+                put(image, offset, &data);
+            });
+            // Nothing, all, and every edge from either end.
+            assert_eq!(found.len(), 2 + 2 * (sectors.len() - 1), "{found:?}");
+        }
     }
 
     #[test]

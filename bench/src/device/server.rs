@@ -109,7 +109,8 @@ impl Server {
             tool = tool
                 .args(["--cut-at", &cut.at.to_string()])
                 .args(["--cut-seed", &cut.seed.to_string()])
-                .args(["--cut-block", &cut.block.to_string()]);
+                .args(["--cut-block", &cut.block.to_string()])
+                .args(["--cut-atomic", &cut.atomic.to_string()]);
         }
         let running = if ctx.dry_run {
             println!("{}", tool.line());

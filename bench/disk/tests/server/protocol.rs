@@ -525,6 +525,7 @@ fn test_power_cut_keeps_what_was_flushed_and_drops_the_client() {
                 at: 6,
                 seed,
                 block: 512,
+                atomic: 0,
             });
         });
         let mut client = drive.client();
