@@ -16,6 +16,7 @@ mod obd_attach;
 mod obd_rw;
 mod obd_userspace;
 mod obd_writable;
+mod power_cut;
 pub(super) mod race;
 mod stack;
 mod virtual_time;
@@ -297,6 +298,9 @@ pub(super) fn run(ctx: &Context, suite: &mut Suite) {
     suite.case("guest/fsync-round-trips", || virtual_time::round_trips(ctx));
     suite.case("guest/fsync-spins", || virtual_time::spins(ctx));
     suite.case("guest/panic-fails-the-run", || panic_fails_the_run(ctx));
+    suite.case("guest/power-cut", || {
+        power_cut::keeps_what_was_acknowledged(ctx)
+    });
     suite.case("guest/crash-states", || crash_states(ctx));
     suite.case("guest/crash-states-lbio-writes", || {
         crash_states_lbio_writes(ctx)
