@@ -40,6 +40,9 @@ pub(super) const FSYNC: Group = Group {
 /// The same promises, in the kernel full of checks.
 pub(super) const SURVIVES_A_CRASH: Case = ("fsync-survives-a-crash", survives_a_crash);
 
+/// Features of mkfs.ext4: full commits, and fast ones.
+const COMMITS: [&str; 2] = ["^fast_commit", "fast_commit"];
+
 /// Latency of the drive where waits are counted, in ms: long against what the
 /// guest itself needs for a sync.
 const WAIT_MS: u64 = 40;
@@ -130,8 +133,9 @@ pub(super) fn fresh_with(
 }
 
 /// Runs `script` with the drive behind a device mapper that fails every write to
-/// the blocks that `blocks` (a command for debugfs) prints.
-fn with_bad_blocks(f: &mut Fixture, blocks: &str, script: &str) -> Result<()> {
+/// the blocks that `blocks` (a command for debugfs) prints. The file system has a feature
+/// of mkfs.ext4.
+fn with_bad_blocks(f: &mut Fixture, feature: &str, blocks: &str, script: &str) -> Result<()> {
     let sectors = "$(cat /sys/block/nvme0n1/size)";
     f.sh(&format!(
         "umount /mnt/t 2>/dev/null || :; dmsetup remove -f bad 2>/dev/null || :; \
@@ -140,7 +144,7 @@ fn with_bad_blocks(f: &mut Fixture, blocks: &str, script: &str) -> Result<()> {
     ))?;
     // The device mapper would fail flushes, too, which fdatasync may end with.
     let options = "aios,errors=continue,nobarrier";
-    let made = fresh(f, "/dev/mapper/bad", options, "through", true);
+    let made = fresh_with(f, "/dev/mapper/bad", feature, options, "through", true);
     let result = made.and_then(|()| {
         // 4 KiB blocks; from the first one to the last one.
         f.sh(&format!(
@@ -160,21 +164,31 @@ fn with_bad_blocks(f: &mut Fixture, blocks: &str, script: &str) -> Result<()> {
 }
 
 fn data_error_arrives_once(f: &mut Fixture) -> Result<()> {
-    with_bad_blocks(
-        f,
-        "blocks /data",
-        "for how in fsync fdatasync uring-fsync uring-fdatasync; do \
-             /aios-guest sync $how --file /mnt/t/data --failing >/dev/null; done",
-    )
+    for feature in COMMITS {
+        with_bad_blocks(
+            f,
+            feature,
+            "blocks /data",
+            "for how in fsync fdatasync uring-fsync uring-fdatasync; do \
+                 /aios-guest sync $how --file /mnt/t/data --failing >/dev/null; done",
+        )
+        .map_err(|error| error.context(feature))?;
+    }
+    Ok(())
 }
 
 fn commit_error_arrives(f: &mut Fixture) -> Result<()> {
-    with_bad_blocks(
-        f,
-        "blocks <8>",
-        "no /aios-guest work overwrite-fsync --file /mnt/t/data --ops 1 --warmup 0 \
-             2>/tmp/error; grep -q 'sync.*Input/output error' /tmp/error",
-    )
+    for feature in COMMITS {
+        with_bad_blocks(
+            f,
+            feature,
+            "blocks <8>",
+            "no /aios-guest work overwrite-fsync --file /mnt/t/data --ops 1 --warmup 0 \
+                 2>/tmp/error; grep -q 'sync.*Input/output error' /tmp/error",
+        )
+        .map_err(|error| error.context(feature))?;
+    }
+    Ok(())
 }
 
 /// Serial waits for the drive of one sync call, native and overlapped, as
