@@ -27,6 +27,7 @@ pub(super) const FSYNC: Group = Group {
         ("fua-takes-the-place-of-a-flush", fua_instead_of_flushes),
         ("flushes-what-went-without-fua", flushes_the_rest),
         ("flush-in-flight-covers-nobody-else", flush_in_flight),
+        ("journal-blocks-merge", journal_blocks_merge),
         ("fast-commits-overlap", fast_commits_overlap),
         (
             "fast-commits-go-past-the-cache",
@@ -278,12 +279,7 @@ fn fresh_quiet(f: &mut Fixture, options: &str, cache: &str) -> Result<()> {
 /// Runs `script` in /mnt/t and counts what the drive was sent meanwhile.
 fn sent(f: &mut Fixture, script: &str) -> Result<Sent> {
     let before = f.server.counters()?.flushes;
-    let trace = f.sh(&format!(
-        "cd /mnt/t; tracing=/sys/kernel/tracing; setup=$tracing/events/nvme/nvme_setup_cmd; \
-         echo > $tracing/trace; echo 1 > $setup/enable; \
-         {{ {script}; }} >/dev/null; \
-         echo 0 > $setup/enable; grep nvme_cmd_write $tracing/trace || :"
-    ))?;
+    let trace = writes_of(f, script)?;
     // NVM Command Set 1.0c, figure 60: bit 30 of dword 12.
     let fua = |line: &&str| {
         let control = line.split_once("ctrl=0x").map_or("", |(_, rest)| rest);
@@ -294,6 +290,39 @@ fn sent(f: &mut Fixture, script: &str) -> Result<Sent> {
         flushes: f.server.counters()?.flushes - before,
         fua: trace.lines().filter(fua).count() as u64,
     })
+}
+
+/// Runs `script` in /mnt/t; the guest's trace of its write commands, a line each.
+fn writes_of(f: &mut Fixture, script: &str) -> Result<String> {
+    f.sh(&format!(
+        "cd /mnt/t; tracing=/sys/kernel/tracing; setup=$tracing/events/nvme/nvme_setup_cmd; \
+         echo > $tracing/trace; echo 1 > $setup/enable; \
+         {{ {script}; }} >/dev/null; \
+         echo 0 > $setup/enable; grep nvme_cmd_write $tracing/trace || :"
+    ))
+}
+
+/// The blocks of a transaction, which lie side by side in the journal, go to the drive in
+/// commands of 128 KiB (BLK_PLUG_FLUSH_SIZE); its record in one more.
+fn journal_blocks_merge(f: &mut Fixture) -> Result<()> {
+    for options in ["noaios", "aios"] {
+        fresh_quiet(f, options, "back")?;
+        // Inodes and names in many blocks; the one that is synced has no data.
+        let changes = "for dir in $(seq 40); do mkdir d$dir; : > d$dir/file; done; \
+                       : > synced; sync synced";
+        let trace = writes_of(f, changes)?;
+        let blocks = |line: &str| {
+            let length = line.split_once("len=")?.1.split(',').next()?;
+            Some((length.trim().parse::<u64>().ok()? + 1) * 512 / 4096)
+        };
+        let lengths: Vec<u64> = trace.lines().filter_map(blocks).collect();
+        let sum: u64 = lengths.iter().sum();
+        let most = sum.div_ceil(32) + 1;
+        check(sum >= 50 && lengths.len() as u64 <= most, || {
+            format!("{options}: {sum} blocks of 4 KiB in commands of {lengths:?}")
+        })?;
+    }
+    Ok(())
 }
 
 /// Runs `script` and checks what the drive was sent.
