@@ -83,8 +83,8 @@ use std::time::{
 const PER_RECORDING: u32 = 160;
 /// The same of a short run, which is to have all kinds of plans, too.
 const PER_SHORT: u32 = 40;
-/// One of so many where the guest's kernel has to mount each, which takes longer, and
-/// other modes have enough.
+/// One of so many at most where the guest's kernel has to mount each, which takes longer,
+/// and other modes have enough.
 const MOUNTED: u32 = 4;
 /// States of a mutant that are tried for each recording, and how many if each is mounted.
 const MUTANT_STATES: usize = 120;
@@ -134,8 +134,8 @@ pub(crate) struct Args {
     /// the cache].
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
-    /// States of one recording, at most; a quarter of that where a kernel has to mount each
-    /// and there are other modes.
+    /// States of one recording, at most; a quarter of that or less where a kernel has to mount
+    /// each and there are other modes.
     #[arg(long, value_name = "N", default_value_t = PER_RECORDING,
         value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     per_recording: u32,
@@ -440,7 +440,11 @@ impl Run<'_> {
             let recording = Arc::new(recorder.record(mode, &plan)?);
             let mut rng = Rng::with_seed(self.args.seed ^ number);
             let most = match mode.is_mounted() {
-                true if modes.len() > 1 => (self.args.per_recording / MOUNTED).max(1),
+                true if modes.len() > 1 => {
+                    // Modes like that have together what two of them would have.
+                    let like_it = modes.iter().filter(|mode| mode.is_mounted()).count() as u32;
+                    (self.args.per_recording / MOUNTED.max(2 * like_it)).max(1)
+                }
                 _ => self.args.per_recording,
             };
             let limit = usize::try_from(missing)

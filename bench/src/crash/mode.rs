@@ -68,6 +68,10 @@ pub(super) enum Mode {
     /// The same, in plans whose fast commits hold inodes alone.
     // Of others, neither 7.3.4 nor e2fsck replays all that was synced.
     FastCommitPlain,
+    /// fast-commit-plain with new blocks allocated as written.
+    FastCommitLock,
+    /// fast-commit-plain with data=writeback.
+    FastCommitWriteback,
     /// data=ordered on a drive without a volatile cache: what it has answered is durable.
     WriteThrough,
     /// The same with fast commits, in plans as those of fast-commit-plain.
@@ -107,10 +111,12 @@ pub(super) struct Files {
 impl Mode {
     /// All of them but `FastCommit`, which the unpatched kernel does not keep, `ExternalStrict`,
     /// which none keeps, and `RwDisk`, which is about what is on the file system.
-    pub(super) const ALL: [Self; 12] = [
+    pub(super) const ALL: [Self; 14] = [
         Self::Ordered,
         Self::DioreadLock,
         Self::FastCommitPlain,
+        Self::FastCommitLock,
+        Self::FastCommitWriteback,
         Self::WriteThrough,
         Self::FastCommitThrough,
         Self::NoChecksums,
@@ -129,6 +135,8 @@ impl Mode {
             Self::DioreadLock => "dioread-lock",
             Self::FastCommit => "fast-commit",
             Self::FastCommitPlain => "fast-commit-plain",
+            Self::FastCommitLock => "fast-commit-lock",
+            Self::FastCommitWriteback => "fast-commit-writeback",
             Self::WriteThrough => "write-through",
             Self::FastCommitThrough => "fast-commit-through",
             Self::NoChecksums => "no-checksums",
@@ -156,8 +164,12 @@ impl Mode {
             | Self::ExternalStrict
             | Self::Rocksdb
             | Self::RwDisk => "data=ordered",
-            Self::DioreadLock | Self::ExternalDioreadLock => "data=ordered,dioread_lock",
-            Self::Writeback | Self::ExternalWriteback => "data=writeback",
+            Self::DioreadLock | Self::FastCommitLock | Self::ExternalDioreadLock => {
+                "data=ordered,dioread_lock"
+            }
+            Self::Writeback | Self::FastCommitWriteback | Self::ExternalWriteback => {
+                "data=writeback"
+            }
             Self::Journal => "data=journal",
         }
     }
@@ -165,7 +177,9 @@ impl Mode {
     /// Plan number `number` of a run that was given `seed`.
     pub(super) fn plan(self, seed: u64, number: u64) -> Plan {
         match self {
-            Self::FastCommitPlain | Self::FastCommitThrough => generate::plain(seed, number),
+            _ if self.has_fast_commits() && self != Self::FastCommit => {
+                generate::plain(seed, number)
+            }
             Self::Rocksdb => database::plan(seed, number),
             Self::RwDisk => disk::plan(seed, number),
             _ => generate::plan(seed, number),
@@ -186,9 +200,17 @@ impl Mode {
     /// Whether each state is recovered by the guest's kernel, and not by e2fsck,
     /// which loses inodes that a fast commit changes before they are checkpointed.
     pub(super) fn is_mounted(self) -> bool {
+        self.has_fast_commits()
+    }
+
+    fn has_fast_commits(self) -> bool {
         matches!(
             self,
-            Self::FastCommit | Self::FastCommitPlain | Self::FastCommitThrough
+            Self::FastCommit
+                | Self::FastCommitPlain
+                | Self::FastCommitLock
+                | Self::FastCommitWriteback
+                | Self::FastCommitThrough
         )
     }
 
@@ -202,7 +224,10 @@ impl Mode {
         match self {
             Self::RwDisk => Ok(Subject::disk(plan)),
             Self::Rocksdb => Ok(Subject::database(plan)),
-            Self::Writeback | Self::ExternalJournal | Self::ExternalWriteback => {
+            Self::Writeback
+            | Self::FastCommitWriteback
+            | Self::ExternalJournal
+            | Self::ExternalWriteback => {
                 Subject::files(plan, Promise::OnlyAcknowledged).map_err(ours)
             }
             _ => Subject::files(plan, Promise::NothingStale).map_err(ours),
@@ -223,7 +248,7 @@ impl Mode {
             _ => "root",
         });
         let features = match self {
-            Self::FastCommit | Self::FastCommitPlain | Self::FastCommitThrough => "fast_commit",
+            _ if self.has_fast_commits() => "fast_commit",
             Self::NoChecksums => "^metadata_csum,^fast_commit",
             _ if self.journal().is_some() => "^has_journal,^fast_commit",
             _ => "^fast_commit",
