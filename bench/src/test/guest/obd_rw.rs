@@ -247,6 +247,7 @@ pub(super) fn stored(f: &mut Fixture) -> Result<()> {
             .replace("cd /mnt/place", "mkdir -p /run/place; cd /run/place")
             .as_str()
         + r#"store=/dev/nvme0n1; umount $store 2>/dev/null || :
+           dd if=/dev/zero of=$store bs=64k count=1 conv=fsync 2>/dev/null
            layers() { $obd --json store list $store | grep -c '"offset"'; }
            no $obd create --rw --size 16M --store $store disk 2>/run/why
            grep -q 'no layer store' /run/why; no test -e disk
