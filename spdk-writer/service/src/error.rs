@@ -103,6 +103,11 @@ impl Error {
         }
     }
 
+    /// Whether the system lacks memory, for now.
+    pub(crate) fn is_out_of_memory(&self) -> bool {
+        self.errno() == Some(Errno::NOMEM.raw_os_error())
+    }
+
     /// Whether there is no space left, which somebody can make.
     pub fn is_full(&self) -> bool {
         // What a full disk says, and a quota.

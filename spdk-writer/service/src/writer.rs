@@ -793,8 +793,17 @@ impl<'a, F: Folder, K: Kernel<Log = F::Log>> Writer<'a, F, K> {
             };
             // What was left by a writer before this one comes first.
             let task = match self.taking {
-                true => Task::Wait,
-                false => self.task(timeout, !stopping, is_idle, told)?,
+                true => Ok(Task::Wait),
+                false => self.task(timeout, !stopping, is_idle, told),
+            };
+            let task = match task {
+                // Nothing was frozen or written meanwhile, and there may be some soon.
+                Err(error) if error.is_out_of_memory() => {
+                    self.complain(&error, false, told);
+                    self.wait(signals);
+                    continue;
+                }
+                task => task?,
             };
             let damage = self.device.damage().map(str::to_owned);
             let result = match &task {

@@ -203,6 +203,41 @@ fn every_step(log: u64) {
     assert!(seen.failed + seen.failed_logs > steps, "{seen:?}");
 }
 
+/// A writer that has begun does not end for lack of memory, whatever it was about.
+#[test]
+fn no_memory_for_a_while() {
+    for log in [0, MIN_SIZE] {
+        let whole = world(3, log);
+        live(&whole.clone(), &[], &mut Seen::default());
+        let steps = whole.lock().steps;
+        let (mut hit, mut tried) = (0, 0);
+        for at in 1..=steps {
+            let context = Context(format!("no memory at step {at} of {steps}, log {log}"));
+            let world = world(3, log);
+            let folder = Model(world.clone());
+            world.lock().fault = Some((at, Fault::Error(libc::ENOMEM)));
+            let device = world.open(&folder);
+            let writer = device
+                .and_then(|device| Writer::new(device, Model(world.clone()), options(log, false)));
+            // Where nobody retries.
+            let Ok(mut writer) = writer else { continue };
+            let ended = writer.run(
+                &Signals::default(),
+                &mut Told {
+                    log: &|_| {},
+                    stats: &mut |_: &Stats| {},
+                },
+            );
+            assert_eq!(ended.unwrap(), End::Gone);
+            hit += u64::from(world.lock().hit.is_some());
+            tried += 1;
+            world.lock().fault = None;
+            drop(context);
+        }
+        assert!(hit > steps / 2 && tried > steps / 2, "{hit} of {tried}");
+    }
+}
+
 /// A writer is killed, and the next one, which has just taken over, loses power.
 #[test]
 fn a_cut_after_a_kill() {
