@@ -88,8 +88,8 @@ pub struct Options {
     /// How long before a deadline to stop sleeping and watch the clock, at
     /// most; see [`DEFAULT_SPIN`].
     pub spin: Duration,
-    /// Whether there is a volatile write cache, and when the power is cut; the
-    /// drive comes back with the next client.
+    /// Whether there is a volatile write cache, and when the power is cut; it stays
+    /// off until the drive is served anew, so that no client comes back by itself.
     pub cut: Option<PowerCut>,
 }
 
@@ -169,7 +169,10 @@ pub struct Disk {
     socket: PathBuf,
     shared: Arc<Shared>,
     spin_ns: u64,
+    /// While there is power to be cut.
     cache: Option<Cache>,
+    /// Whether it is, some time.
+    has_cut: bool,
 }
 
 impl Disk {
@@ -206,6 +209,7 @@ impl Disk {
             shared,
             spin_ns: nanoseconds(options.spin),
             cache: options.cut.map(Cache::new),
+            has_cut: options.cut.is_some(),
         })
     }
 
@@ -223,11 +227,19 @@ impl Disk {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 Err(error) => return Err(error).at("accept a client on", &self.socket),
             };
+            if self.is_off() {
+                continue;
+            }
             if let Err(error) = self.serve(&stream) {
                 eprintln!("aios-disk: dropped a client: {error}");
             }
             self.image.sync()?;
         }
+    }
+
+    /// Whether the power was cut.
+    fn is_off(&self) -> bool {
+        self.has_cut && self.cache.is_none()
     }
 
     /// Serves one client until it leaves.
