@@ -98,7 +98,9 @@ pub(super) fn round_trips(ctx: &Context) -> Result<Outcome> {
                     curve.round_trips_p50
                 )
             })?;
-            check(curve.seeds_pct < 5.0, || {
+            // With a cache, flushes of others fall together or not.
+            let most = if row.cache { 8.0 } else { 5.0 };
+            check(curve.seeds_pct < most, || {
                 format!(
                     "{}, {}: {:.1} % between two seeds",
                     row.name(),
