@@ -116,8 +116,8 @@ pub(crate) struct Args {
     #[arg(long, value_enum, default_value = "on")]
     write_cache: Switch,
     /// Cut the drives' power at this command that changes anything (write, flush,
-    /// trim, write zeroes), counted from 1 for each drive: what is not durable is
-    /// lost in part, and the drive is gone.
+    /// trim, write zeroes), counted from 1 for each drive: what was not flushed is
+    /// lost in part, and the drive is gone. QEMU passes no FUA on.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     cut_at: Option<u64>,
     /// Chooses what survives the power cut.
