@@ -247,7 +247,8 @@ impl Store {
     }
 }
 
-fn name(text: &str) -> Result<[u8; MAX_NAME], Error> {
+/// A layer's name as a superblock has it.
+pub(crate) fn name(text: &str) -> Result<[u8; MAX_NAME], Error> {
     let mut name = [0; MAX_NAME];
     match name.get_mut(..text.len()) {
         Some(room) if !text.contains('\0') => room.copy_from_slice(text.as_bytes()),

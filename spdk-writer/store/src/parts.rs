@@ -4,11 +4,11 @@
 //! them: a read-write disk's writer, who has a journal of its own and says himself in
 //! which order layers lie.
 
+use crate::commit::name;
 use crate::error::Error;
 use crate::format::{
     BLOCK,
-    Entry,
-    MAX_NAME, //
+    Entry, //
 };
 use crate::space::{
     self,
@@ -92,11 +92,6 @@ impl Store {
             if layers.len() >= MAX_LAYERS {
                 return Err(Error::TooMany(MAX_LAYERS));
             }
-            let mut name = [0; MAX_NAME];
-            match name.get_mut(..new.name.len()) {
-                Some(room) if !new.name.contains('\0') => room.copy_from_slice(new.name.as_bytes()),
-                _ => return Err(Error::Name(new.name.clone())),
-            }
             layers.push(Entry {
                 extent: new.extent,
                 len: new.len,
@@ -104,7 +99,7 @@ impl Store {
                 uuid: [0; 16],
                 id,
                 data: new.data,
-                name,
+                name: name(&new.name)?,
             });
         }
         self.publish(layers, self.state().pending.clone())?;
