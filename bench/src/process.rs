@@ -184,6 +184,14 @@ pub(crate) fn find_on_path(program: &str) -> Option<PathBuf> {
         .find(|file| file.is_file())
 }
 
+/// As [`find_on_path`], for what cannot be done without.
+pub(crate) fn required(program: &str) -> Result<PathBuf> {
+    find_on_path(program).ok_or_else(|| {
+        Error::new(format!("{program} is missing"))
+            .hint("run `cargo aios doctor` to see which package has it")
+    })
+}
+
 fn quote(arg: &OsStr) -> String {
     let text = arg.to_string_lossy();
     let plain = |c: char| c.is_ascii_alphanumeric() || "-_./=:,@%+".contains(c);

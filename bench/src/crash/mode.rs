@@ -10,7 +10,7 @@ use crate::error::{
 };
 use crate::process::{
     Tool,
-    find_on_path, //
+    required, //
 };
 use aios_crash::POISON;
 use aios_crash::check::Subject;
@@ -253,7 +253,7 @@ impl Mode {
             _ if self.journal().is_some() => "^has_journal,^fast_commit",
             _ => "^fast_commit",
         };
-        let mut tool = Tool::new(tool("mke2fs")?)
+        let mut tool = Tool::new(required("mke2fs")?)
             .args(["-q", "-F", "-t", "ext4", "-b", BLOCK, "-m", "0"])
             .args(["-N", "256", "-O", features])
             .args(["-E", "lazy_itable_init=0,lazy_journal_init=0,nodiscard"])
@@ -291,13 +291,13 @@ impl Mode {
         };
         let path = all.with_file_name(format!("{}.journal.img", self.name()));
         let mut tools = vec![
-            Tool::new(tool("mke2fs")?)
+            Tool::new(required("mke2fs")?)
                 .args(["-q", "-F", "-O", "journal_dev", "-b", BLOCK])
                 .args(["-U", JOURNAL_UUID])
                 .env("E2FSPROGS_FAKE_TIME", "1700000000")
                 .arg(&path),
         ];
-        let debugfs = tool("debugfs")?;
+        let debugfs = required("debugfs")?;
         let uuid = format!("set_super_value journal_uuid {JOURNAL_UUID}");
         tools.extend(["feature has_journal", &uuid].map(|request| {
             let tool = Tool::new(&debugfs).args(["-w", "-R", request]);
@@ -324,14 +324,6 @@ impl Mode {
             journal: Some(path),
         })
     }
-}
-
-/// A program of e2fsprogs.
-fn tool(name: &str) -> Result<PathBuf> {
-    find_on_path(name).ok_or_else(|| {
-        Error::new(format!("{name} is missing"))
-            .hint("run `cargo aios doctor` to see which package has it")
-    })
 }
 
 /// A new disk in the folder `root`, instead of what was there.

@@ -4,13 +4,12 @@
 
 use crate::context::Context;
 use crate::error::{
-    Error,
     IoContext,
     Result, //
 };
 use crate::process::{
     Tool,
-    find_on_path, //
+    required, //
 };
 use std::fs;
 use std::fs::File;
@@ -35,9 +34,7 @@ const LAYOUT: u32 = 1;
 /// Finds the image in the cache, or makes it.
 pub(crate) fn find_or_make(ctx: &Context) -> Result<PathBuf> {
     let name = format!("profile-{LAYOUT}.img");
-    let mke2fs = find_on_path("mke2fs").ok_or_else(|| {
-        Error::new("mke2fs is missing").hint("run `cargo aios doctor` to see which package has it")
-    })?;
+    let mke2fs = required("mke2fs")?;
     if ctx.dry_run {
         let path = ctx.cache().join("images").join(name);
         println!(

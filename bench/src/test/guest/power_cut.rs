@@ -23,7 +23,7 @@ use crate::kernel::{
 };
 use crate::process::{
     Tool,
-    find_on_path, //
+    required, //
 };
 use crate::setup::{
     self,
@@ -97,9 +97,7 @@ pub(super) fn keeps_what_was_acknowledged(ctx: &Context) -> Result<Outcome> {
 
 /// A file system whose commands are the workload's alone.
 fn make(image: &Path) -> Result<()> {
-    let tool = find_on_path("mke2fs").ok_or_else(|| {
-        Error::new("mke2fs is missing").hint("run `cargo aios doctor` to see which package has it")
-    })?;
+    let tool = required("mke2fs")?;
     fs::write(image, b"").at("create", image)?;
     Tool::new(tool)
         .args(["-q", "-F", "-t", "ext4", "-b", "4096", "-O", "^fast_commit"])
